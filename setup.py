@@ -132,6 +132,12 @@ def main():
     flavour, macros, compile_args, link_args = build_options()
 
     class BuildExt(build_ext):
+        def finalize_options(self):
+            super().finalize_options()
+            # The generated C must not land among the sources. Said here, because an editable
+            # install forgets what setup.cfg says of it.
+            self.cython_c_in_temp = True
+
         def run(self):
             problem = missing_headers()
             if problem:
