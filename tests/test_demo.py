@@ -342,6 +342,7 @@ def test_all_engines_agree_on_made_up_files(sources, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.hard_timeout(900)
 def test_all_engines_agree_on_the_standard_library(tmp_path):
     done = run_demo(tmp_path, "--workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr

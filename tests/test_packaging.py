@@ -280,6 +280,7 @@ def wheel(sdist, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.packaging
+@pytest.mark.hard_timeout(900)
 class TestPackages:
     def test_sdist_has_the_sources_and_nothing_generated(self, sdist, checkout):
         version = read_project()["version"]
