@@ -116,13 +116,13 @@ def compare(
     for number, engine in enumerate(engines):
         if engine.run is None:
             outcomes.append(Outcome(engine, None, engine.missing))
-            screen.write(f"  {engine.name:<23} {screen.paint(engine.missing, 'dim')}")
+            screen.write(f"  {engine.name:<23}   {screen.paint(engine.missing, 'dim')}")
             continue
         try:
             seconds, reports = run_engine(screen, engine, paths, workers)
         except Exception as error:
             outcomes.append(Outcome(engine, None, f"broke: {type(error).__name__}", failed=True))
-            screen.write(f"  {engine.name:<23} {screen.paint('broke', 'red')}")
+            screen.write(f"  {engine.name:<23}   {screen.paint('broke', 'red')}")
             traceback.print_exc()
             continue
         failed = False
