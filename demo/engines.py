@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import NamedTuple
 
 from analysis import Report, analyse, prepare
-
 from subinterp import InterpreterPool
 
 if sys.version_info >= (3, 14):

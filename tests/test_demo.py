@@ -8,9 +8,10 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
+
 import analysis
 import engines
-import pytest
 import screen
 
 DEMO = Path(__file__).parents[1] / "demo"
