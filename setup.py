@@ -157,7 +157,16 @@ def main():
             ("_GNU_SOURCE", "1"),
             *macros,
         ],
-        extra_compile_args=["-std=gnu11", "-pthread", "-fvisibility=hidden", *compile_args],
+        extra_compile_args=[
+            "-std=gnu11",
+            "-pthread",
+            "-fvisibility=hidden",
+            # Errors from gcc 14 on; so that older ones do not let them through.
+            "-Werror=incompatible-pointer-types",
+            "-Werror=implicit-function-declaration",
+            "-Werror=int-conversion",
+            *compile_args,
+        ],
         extra_link_args=["-pthread", *link_args],
     )
     setup(
