@@ -138,6 +138,7 @@ si_ret si_pool_join(si_pool *p, int64_t deadline);
 void si_pool_break(si_pool *p, const char *reason);
 bool si_pool_is_broken(si_pool *p);
 bool si_pool_is_closing(si_pool *p);
+bool si_pool_given_up(si_pool *p);
 /* A copy of the reason, to be freed; "" if there is none. */
 char *si_pool_reason(si_pool *p);
 
