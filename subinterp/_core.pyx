@@ -2251,7 +2251,7 @@ cdef object _wrap_end(si_context *cx, si_channel *c, si_side side, cls):
     """A Python end that takes over a handle and a memory reference."""
     cdef ChannelEnd end
     try:
-        end = ChannelEnd.__new__(cls)
+        end = si_new_instance(cls, ())
     except BaseException:
         si_channel_drop_count(c, side)
         si_channel_release(c)
@@ -2644,7 +2644,7 @@ def interpreter_ids():
         return None
     with nogil:
         n = si_runtime_list(ids, 4096)
-    return [ids[i] for i in range(min(n, 4096))]
+    return [ids[i] for i in range(<Py_ssize_t>min(n, 4096))]
 
 
 def current_interpreter_id():

@@ -169,7 +169,7 @@ typedef struct {
     PyObject *(*init_module)(void);     /* PyInit__core */
     /* Append obj in the general form. 0, or -1 with an exception. */
     int (*encode)(si_context *cx, si_msg *m, PyObject *obj);
-    PyObject *(*decode)(si_context *cx, si_msg *m, bool keep);
+    PyObject *(*decode)(si_context *cx, si_msg *m, int keep);
 } si_hooks;
 extern si_hooks si_python;
 
