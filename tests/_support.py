@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +18,54 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+
+# Executors ---------------------------------------------------------------------
+
+
+def _set_path(path):
+    import sys
+
+    sys.path[:] = path
+
+
+def _threads(max_workers, **kwargs):
+    return concurrent.futures.ThreadPoolExecutor(max_workers, **kwargs)
+
+
+def _processes(method, max_workers, **kwargs):
+    return concurrent.futures.ProcessPoolExecutor(
+        max_workers, mp_context=multiprocessing.get_context(method), **kwargs
+    )
+
+
+def _standard_interpreters(max_workers, **kwargs):
+    # Its workers do not know the sys.path of their maker.
+    kwargs.setdefault("initializer", _set_path)
+    kwargs.setdefault("initargs", (list(sys.path),))
+    return concurrent.futures.InterpreterPoolExecutor(max_workers, **kwargs)
+
+
+def _ours(max_workers, **kwargs):
+    import subinterp
+
+    return subinterp.InterpreterPool(max_workers, **kwargs)
+
+
+ALL_EXECUTORS = {
+    "threads": _threads,
+    "fork": functools.partial(_processes, "fork"),
+    "spawn": functools.partial(_processes, "spawn"),
+    "interpreters": _standard_interpreters,
+    "ours": _ours,
+}
+
+# Those that this Python has; InterpreterPoolExecutor came with 3.14.
+EXECUTORS = {
+    name: make
+    for name, make in ALL_EXECUTORS.items()
+    if name != "interpreters" or hasattr(concurrent.futures, "InterpreterPoolExecutor")
+}
+
 
 # What is alive ---------------------------------------------------------------
 

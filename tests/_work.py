@@ -414,6 +414,31 @@ class Gate:
         self.close()
 
 
+class Flag:
+    """An event made of a file: works in threads, interpreters and processes alike."""
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+
+    def wait(self, timeout=60):
+        end = time.monotonic() + timeout
+        while not os.path.exists(self.path):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def is_set(self):
+        return os.path.exists(self.path)
+
+    def set(self):
+        with open(self.path, "w"):
+            pass
+
+    def clear(self):
+        os.unlink(self.path)
+
+
 def pass_gate(gate, value=None, started=None, timeout=60):
     """Tell that the task runs, wait at the gate, return `value`."""
     if started is not None:
@@ -423,6 +448,10 @@ def pass_gate(gate, value=None, started=None, timeout=60):
     return value
 
 
+def set_flag(flag):
+    flag.set()
+
+
 def write_byte(fd, value=None):
     os.write(fd, b"x")
     return value
@@ -430,6 +459,58 @@ def write_byte(fd, value=None):
 
 def read_byte(fd):
     return os.read(fd, 1)
+
+
+def gate_or_mark(pair):
+    """Wait at a gate, or leave a mark that this ran."""
+    kind, flag = pair
+    if kind == "gate":
+        return flag.wait(60)
+    return flag.set()
+
+
+def meet(mine, other):
+    mine.set()
+    return other.wait(60)
+
+
+def apply_pair(pair):
+    fn, arg = pair
+    return fn(arg)
+
+
+# Pools in tasks -------------------------------------------------------------------
+
+
+def nested_pool(n):
+    import subinterp
+
+    with subinterp.InterpreterPool(2) as pool:
+        return list(pool.map(square, range(n)))
+
+
+def wait_for_inner(pool, n):
+    """Give work to the pool this task runs in, and wait for it."""
+    return pool.submit(square, n).result(60)
+
+
+def wait_forever_for_inner(pool):
+    return pool.submit(square, 3).result()
+
+
+def gated_wait_for_inner(pool, gate):
+    gate.wait(60)
+    inner = pool.submit(square, 3)
+    time.sleep(0.2)  # so that every worker has put its inner task in the queue
+    return inner.result()
+
+
+def map_in_own_pool(pool):
+    return list(pool.map(square, range(10)))
+
+
+def give_work(pool, mark):
+    pool.submit(set_flag, mark)
 
 
 # Buffers ------------------------------------------------------------------------

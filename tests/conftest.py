@@ -7,8 +7,10 @@ test they belong to. A test that hangs is ended, with every stack shown.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -16,7 +18,9 @@ import time
 from pathlib import Path
 
 import pytest
-from _support import Snapshot
+
+from _support import ALL_EXECUTORS, EXECUTORS, Snapshot
+from _work import Flag
 
 # A single test may take this long before all stacks are dumped and the run
 # is ended. A stress test may raise it with @pytest.mark.hard_timeout(seconds).
@@ -36,6 +40,9 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "leaks(*what): what the test leaves behind on purpose, and is not compared"
     )
+    config.addinivalue_line(
+        "markers", "not_on(*kinds, reason): do not run the contract test on these rivals"
+    )
     config.addinivalue_line("markers", "stress: long, sized by SUBINTERP_STRESS")
     # Capture has already redirected file descriptor 2.
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -49,7 +56,12 @@ def pytest_configure(config):
 def pytest_report_header(config):
     import subinterp
 
-    return f"subinterp: {Path(subinterp.__file__).parent}"
+    missing = ", ".join(name for name in ALL_EXECUTORS if name not in EXECUTORS)
+    return [
+        f"subinterp: {Path(subinterp.__file__).parent}",
+        f"executors compared: {', '.join(EXECUTORS)}"
+        + (f" (this Python has no: {missing})" if missing else ""),
+    ]
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -141,3 +153,70 @@ def pool1():
         yield pool
 
 
+# Executors: the same body runs on the standard ones and on ours --------------------
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test that takes `kind` on every executor, ours last.
+
+    `@pytest.mark.not_on("spawn", ..., reason=...)` names rivals that are known
+    to behave differently; ours cannot be named.
+    """
+    if "kind" not in metafunc.fixturenames:
+        return
+    kinds = dict(EXECUTORS)
+    for marker in metafunc.definition.iter_markers("not_on"):
+        assert marker.kwargs["reason"] and "ours" not in marker.args
+        for name in marker.args:
+            assert name in ALL_EXECUTORS
+            kinds.pop(name, None)
+    metafunc.parametrize("kind", kinds)
+
+
+@pytest.fixture
+def make_executor(kind):
+    """A function that makes executors, shut down after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(max_workers=2, **kwargs):
+            return stack.enter_context(EXECUTORS[kind](max_workers, **kwargs))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def _shared_executors():
+    """Executors that take long to start, shared by the tests of a module."""
+    with contextlib.ExitStack() as stack:
+        made = {}
+
+        def get(kind):
+            if kind not in made:
+                executor = made[kind] = stack.enter_context(EXECUTORS[kind](2))
+                # Start everything it has, so that it is there before each test.
+                for future in [executor.submit(time.sleep, 0.5) for _ in range(2)]:
+                    future.result()
+            return made[kind]
+
+        get("spawn")
+        get("fork")
+        yield get
+
+
+@pytest.fixture
+def executor(_shared_executors, kind, make_executor):
+    """An executor of two workers; those with processes are shared between tests."""
+    if kind in ("spawn", "fork"):
+        return _shared_executors(kind)
+    return make_executor()
+
+
+@pytest.fixture
+def flag(tmp_path):
+    """A function that makes events which every kind of executor can be sent."""
+    count = itertools.count()
+
+    def make():
+        return Flag(tmp_path / f"flag{next(count)}")
+
+    return make

@@ -16,9 +16,9 @@ import unittest
 from unittest import mock
 
 import pytest
-from _work import Gate
-
 import subinterp
+
+from _work import Gate
 
 try:
     from test.test_concurrent_futures import (
@@ -122,9 +122,7 @@ class ShutdownMixin(InterpreterPoolMixin):
         super().setUp()
 
 
-class ExecutorTests(
-    cpython_executor.ExecutorTest, InterpreterPoolMixin, cpython_util.BaseTestCase
-):
+class ExecutorTests(cpython_executor.ExecutorTest, InterpreterPoolMixin, cpython_util.BaseTestCase):
     pass
 
 
