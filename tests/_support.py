@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -242,10 +243,8 @@ def run_script(source, *, args=(), env=None, timeout=60.0, mode="file") -> Scrip
                 os.killpg(process.pid, signal.SIGKILL)
                 stdout, stderr = process.communicate()
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         result = ScriptResult(process.returncode, stdout, stderr, time.monotonic() - started)
         if timed_out:
             pytest.fail(f"the script did not end within {timeout} s\n{result}", pytrace=True)

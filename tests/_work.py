@@ -116,6 +116,13 @@ def recurse_forever(n=0):
     return recurse_forever(n + 1) + 1
 
 
+def count_objects():
+    import gc
+
+    gc.collect()
+    return len(gc.get_objects())
+
+
 def count_module(name):
     return name in sys.modules
 

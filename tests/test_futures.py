@@ -540,11 +540,12 @@ def test_as_completed_timeout(executor, flag):
 
 def test_wait_and_callback_and_result_together(executor, flag):
     """Three ways to learn of one end at the same time, none loses it."""
-    for _ in range(20):
+
+    def once():
         gate = flag()
         future = executor.submit(pass_gate, gate, "v")
         called = threading.Event()
-        future.add_done_callback(lambda f, e=called: e.set())
+        future.add_done_callback(lambda f: called.set())
         outcome = []
         threads = [
             threading.Thread(target=lambda: outcome.append(future.result(LONG))),
@@ -562,6 +563,9 @@ def test_wait_and_callback_and_result_together(executor, flag):
             thread.join(LONG)
         assert outcome == ["v"] * 3
         assert called.wait(LONG)
+
+    for _ in range(20):
+        once()
 
 
 def test_mixed_with_futures_of_threads(pool, flag):

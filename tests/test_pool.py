@@ -823,9 +823,11 @@ def test_initializer_fails_in_one_worker_only(tmp_path):
 
 
 def test_initializer_that_exits():
-    with subinterp.InterpreterPool(1, initializer=raise_system_exit) as pool:
-        with pytest.raises(BrokenExecutor):
-            pool.submit(add, 1, 2).result(LONG)
+    with (
+        subinterp.InterpreterPool(1, initializer=raise_system_exit) as pool,
+        pytest.raises(BrokenExecutor),
+    ):
+        pool.submit(add, 1, 2).result(LONG)
 
 
 def test_unsendable_initargs():
