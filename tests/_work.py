@@ -609,3 +609,7 @@ def drop_kept():
 
     KEPT.clear()
     gc.collect()
+
+
+def peek_kept():
+    return memoryview(KEPT[-1])[0]
