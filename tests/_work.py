@@ -6,7 +6,11 @@ pytest. Everything here also works in threads and in spawned processes.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import enum
 import os
+import pickle
 import select
 import sys
 import threading
@@ -359,6 +363,79 @@ def counted_alive():
 
 def make_counted(n=1):
     return [Counted() for _ in range(n)]
+
+
+# Kinds of classes that data may have ------------------------------------------------
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = "blue"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Permission(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class IntSubclass(int):
+    pass
+
+
+class StrSubclass(str):
+    __slots__ = ()
+
+
+class ListSubclass(list):
+    pass
+
+
+class DictSubclass(dict):
+    pass
+
+
+class TupleSubclass(tuple):
+    __slots__ = ()
+
+
+class FloatSubclass(float):
+    pass
+
+
+class BytesSubclass(bytes):
+    pass
+
+
+class SetSubclass(set):
+    pass
+
+
+class BytearraySubclass(bytearray):
+    pass
+
+
+@dataclasses.dataclass
+class Record:
+    name: str
+    tags: list = dataclasses.field(default_factory=list)
+    inner: Record | None = None
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+
+class Carrier:
+    def __init__(self, data):
+        self.data = bytearray(data)
+
+    def __reduce_ex__(self, protocol):
+        if protocol >= 5:
+            return Carrier, (pickle.PickleBuffer(self.data),)
+        return Carrier, (bytes(self.data),)
 
 
 # Module state, set by initializers ------------------------------------------------

@@ -39,7 +39,7 @@ from _work import (
 LONG = 60
 
 
-def call(pool, fn, *args, **kwargs):
+def call(pool, fn, /, *args, **kwargs):
     return pool.submit(fn, *args, **kwargs).result(LONG)
 
 
