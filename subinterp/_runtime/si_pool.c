@@ -364,6 +364,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 
     PyThreadState *ts = PyEval_SaveThread();
     for (;;) {
+        si_maybe_delay();
         spin_for_work(p, w);
         a = (after_unlock){0};
         si_lock(&p->mu);
@@ -387,6 +388,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         carry_out(p, &a);
         if (t || end)
             break;
+        si_maybe_delay();
         int64_t slept = si_now();
         while (atomic_load_explicit(&w->wake, memory_order_acquire) == 0)
             (void)si_futex_wait(&w->wake, 0, SI_FOREVER);
