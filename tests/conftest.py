@@ -27,7 +27,7 @@ from _work import Flag
 HARD_TIMEOUT = float(os.environ.get("SUBINTERP_TEST_TIMEOUT", "240"))
 
 # How long things may take to settle after a test before they count as leaked.
-GRACE = 10.0
+GRACE = 3.0
 
 _stderr_fd: int | None = None
 
@@ -92,6 +92,17 @@ def _started_helpers():
     yield
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
 def _no_leaks_no_hidden_errors(request, _started_helpers):
     marker = request.node.get_closest_marker("hard_timeout")
@@ -123,6 +134,11 @@ def _no_leaks_no_hidden_errors(request, _started_helpers):
 
     if errors:
         raise ExceptionGroup("errors outside the test's own thread", errors)
+
+    if request.node.stash.get(FAILED, False):
+        return  # what a failed test leaves is in its traceback still
+    # Pytest keeps the values of fixtures until later.
+    request.node.funcargs.clear()
 
     deadline = time.monotonic() + GRACE
     while leaks := Snapshot().leaks_since(before, ignore):
