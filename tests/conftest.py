@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import itertools
 import os
+import resource
 import sys
 import threading
 import time
@@ -29,11 +30,22 @@ HARD_TIMEOUT = float(os.environ.get("SUBINTERP_TEST_TIMEOUT", "240"))
 # How long things may take to settle after a test before they count as leaked.
 GRACE = 3.0
 
+# Bytes of memory the tests may take: what grows without bounds shall be a failed
+# test, not a dead machine.
+MEMORY_LIMIT = int(os.environ.get("SUBINTERP_TEST_MEMORY", 8 * 2**30))
+
 _stderr_fd: int | None = None
+
+
+def limit_memory():
+    maps = Path("/proc/self/maps").read_text()
+    if MEMORY_LIMIT and not any(name in maps for name in ("libasan", "libtsan")):
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
 
 
 def pytest_configure(config):
     global _stderr_fd
+    limit_memory()
     config.addinivalue_line(
         "markers", "hard_timeout(seconds): end the run when the test takes longer"
     )
