@@ -444,8 +444,9 @@ def test_thread_name_prefix():
 
 
 def test_thread_name_default(pool):
+    tids = pool.broadcast(thread_id)
     names = native_threads()
-    workers = [names[tid] for tid in pool.broadcast(thread_id)]
+    workers = [names[tid] for tid in tids]
     main = names[threading.main_thread().native_id]
     assert all(name and name != main for name in workers), workers
 
@@ -815,7 +816,9 @@ def test_initializer_fails_in_one_worker_only(tmp_path):
 
         def broken():
             try:
-                pool.submit(sleep_return, 0.05, 1).result(LONG)
+                futures = [pool.submit(sleep_return, 0.05, n) for n in range(2)]
+                for future in futures:
+                    future.result(LONG)
             except BrokenExecutor:
                 return True
             return False
