@@ -229,6 +229,7 @@ def run_script(source, *, args=(), env=None, timeout=60.0, mode="file") -> Scrip
             text=True,
             errors="backslashreplace",
             env=script_env(env),
+            cwd=folder,  # not the checkout, which would hide an installed package
             start_new_session=True,  # its own process group: left-over children die with it
         )
         timed_out = False

@@ -361,12 +361,12 @@ def test_copies_are_independent(shared_pool):
 @pytest.mark.parametrize(
     "size", [0, 1, 100, 4095, 4096, 4097, 65_535, 65_536, 1_000_003, 10_000_000, 50_000_000]
 )
-@pytest.mark.parametrize("kind", [bytes, bytearray])
-def test_big_bytes(shared_pool, size, kind):
+@pytest.mark.parametrize("cls", [bytes, bytearray])
+def test_big_bytes(shared_pool, size, cls):
     pattern = bytes(range(251))
-    data = kind((pattern * (size // 251 + 1))[:size])
+    data = cls((pattern * (size // 251 + 1))[:size])
     back = call(shared_pool, identity, data)
-    assert type(back) is kind
+    assert type(back) is cls
     assert back == data
     assert call(shared_pool, len, data) == size
     assert back is not data or size <= 1

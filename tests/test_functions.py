@@ -1101,7 +1101,6 @@ def test_unsendable_argument_of_the_issue(pool):
         threading.Event,
         lambda: (x for x in ()),
         lambda: open(os.devnull, "w"),
-        lambda: memoryview(b"x").__iter__(),
         lambda: sys._getframe(),
         lambda: types.MappingProxyType({}),
         _work.BadReduce,
