@@ -696,8 +696,8 @@ cdef class FutureCore:
             self.value = _failure(self.context.cx, &self.task.msg)
             self.decoded = 2
         else:
-            text = PyBytes_FromStringAndSize(self.task.msg.data, <Py_ssize_t>self.task.msg.len)
-            self.value = _errors().BrokenInterpreterPool(text.decode("utf-8", "replace"))
+            self.value = _broken(self.pool, PyBytes_FromStringAndSize(
+                self.task.msg.data, <Py_ssize_t>self.task.msg.len))
             self.decoded = 2
         si_msg_clear(&self.task.msg)
         return 0
@@ -838,6 +838,15 @@ cdef class FutureCore:
 
     def __reduce__(self):
         raise TypeError("a Future stays in its interpreter; send its result")
+
+
+cdef object _broken(si_pool *pool, bytes reason):
+    """The exception of a broken pool; why it broke is logged once."""
+    text = reason.decode("utf-8", "replace")
+    if si_pool_tell_broken(pool):
+        from concurrent.futures._base import LOGGER
+        LOGGER.critical("An interpreter pool is broken: %s", text)
+    return _errors().BrokenInterpreterPool(text)
 
 
 cdef object _failure(si_context *cx, si_msg *msg):
@@ -1266,9 +1275,9 @@ cdef class PoolCore:
         cdef char *reason
         if st == SI_BROKEN:
             reason = si_pool_reason(self.pool)
-            text = (<bytes>reason).decode("utf-8", "replace") if reason != NULL else None
+            text = <bytes>reason if reason != NULL else b"the pool is broken"
             free(reason)
-            _check(st, text)
+            raise _broken(self.pool, text)
         _check(st)
         return 0
 
@@ -1464,7 +1473,7 @@ cdef class PoolCore:
         return self.pool.n_workers if self.pool != NULL else 0
 
     @property
-    def _is_broken(self):
+    def _broken(self):
         return self.pool != NULL and (
             si_pool_is_broken(self.pool) or self.pool.generation != si_generation()
         )
@@ -2073,8 +2082,8 @@ cdef class MapIterator:
             if word == SI_CANCELLED:
                 from concurrent.futures import CancelledError
                 raise CancelledError
-            text = PyBytes_FromStringAndSize(t.msg.data, <Py_ssize_t>t.msg.len)
-            raise _errors().BrokenInterpreterPool(text.decode("utf-8", "replace"))
+            raise _broken(self.owner.pool,
+                          PyBytes_FromStringAndSize(t.msg.data, <Py_ssize_t>t.msg.len))
         finally:
             si_task_release(t)
 

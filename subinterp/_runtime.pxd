@@ -189,6 +189,7 @@ cdef extern from "si_pool.h" nogil:
     si_worker *si_worker_self()
     si_output *si_pool_take_output(si_pool *p)
     void si_exit_abandon(int64_t grace_ns)
+    bint si_pool_tell_broken(si_pool *p)
     bint si_pool_given_up(si_pool *p)
     size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
 

@@ -384,7 +384,7 @@ class InterpreterPool(_core.PoolCore, Executor):
             self._join()
 
     def __repr__(self) -> str:
-        state = "broken" if self._is_broken else "shut down" if self._is_closing else "open"
+        state = "broken" if self._broken else "shut down" if self._is_closing else "open"
         return f"<InterpreterPool {self._id}: {self._n_workers} of {self._max_workers} workers, {state}>"
 
 
