@@ -99,7 +99,7 @@ def _started_helpers():
 
     with subinterp.InterpreterPool(1) as pool:
         done = threading.Event()
-        pool.submit(abs, -1).add_done_callback(lambda future: done.set())
+        pool.submit(time.sleep, 0.1).add_done_callback(lambda future: done.set())
         assert done.wait(60), "a done callback never ran"
     yield
 
