@@ -124,13 +124,14 @@ def check_timeout(timeout):
     computed.
     """
     if timeout is not None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-            try:
-                float(timeout)
-            except TypeError:
-                raise TypeError(
-                    f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
-                ) from None
+        try:
+            if isinstance(timeout, (str, bytes, bytearray)):
+                raise TypeError
+            float(timeout)
+        except TypeError:
+            raise TypeError(
+                f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+            ) from None
     return timeout
 
 
@@ -192,12 +193,39 @@ def memoryview_from(buffer, format, shape, bint readonly):
     return view.toreadonly() if readonly else view
 
 
-def shared_view(SharedMemory shared, Py_ssize_t offset, Py_ssize_t nbytes, format, shape, bint readonly):
-    """A memoryview of a part of a SharedBuffer, over the same memory."""
+def shared_view(SharedMemory shared, Py_ssize_t offset, Py_ssize_t nbytes, format, shape,
+                Py_ssize_t step, bint readonly):
+    """A memoryview of a part of a SharedBuffer, over the same memory.
+
+    step: every so many items, backwards if negative; 1 for more dimensions.
+    """
     view = memoryview(shared)[offset:offset + nbytes]
-    if format != "B" or len(shape) != 1:
+    if step != 1:
+        view = view.cast(format)[::step]
+    elif format != "B" or len(shape) != 1:
         view = view.cast(format, shape)
     return view.toreadonly() if readonly else view
+
+
+def _castable_format(view):
+    """The view's item format as `memoryview.cast` takes it."""
+    format = view.format
+    if len(format) == 2 and (format[0] in "@=" or format[0] == _NATIVE_ORDER):
+        format = format[1]
+    try:
+        same = memoryview(b"").cast(format).itemsize == view.itemsize
+    except ValueError:
+        same = False
+    if not same:
+        raise TypeError(
+            f"a memoryview of items in the format {view.format!r} cannot be sent; "
+            "send its bytes, memoryview.cast('B')"
+        )
+    return format
+
+
+import sys as _sys
+_NATIVE_ORDER = "<" if _sys.byteorder == "little" else ">"
 
 
 def array_from(typecode, buffer):
@@ -255,21 +283,31 @@ cdef class MessageWriter:
         return _array_subclass(type(obj), obj, PickleBuffer)
 
     def _reduce_memoryview(self, view, PickleBuffer):
-        cdef Py_buffer b
-        cdef SharedMemory shared
-        cdef Py_ssize_t offset
+        format = _castable_format(view)
+        if isinstance(view.obj, SharedMemory):
+            return self._reduce_shared(view, format)
         if not view.contiguous or view.ndim == 0:
             return memoryview_from, (
-                PickleBuffer(bytearray(view.tobytes())), view.format,
-                view.shape or (1,), view.readonly,
+                PickleBuffer(bytearray(view.tobytes())), format, view.shape or (1,), view.readonly,
             )
-        if isinstance(view.obj, SharedMemory):
-            shared = view.obj
-            PyObject_GetBuffer(view, &b, PyBUF_FULL_RO)
-            offset = <char *>b.buf - shared.shared.data
-            PyBuffer_Release(&b)
-            return shared_view, (shared, offset, view.nbytes, view.format, view.shape, view.readonly)
-        return memoryview_from, (PickleBuffer(view), view.format, view.shape, view.readonly)
+        return memoryview_from, (PickleBuffer(view), format, view.shape, view.readonly)
+
+    def _reduce_shared(self, view, format):
+        cdef Py_buffer b
+        cdef SharedMemory shared = view.obj
+        cdef Py_ssize_t start, size = view.itemsize, n = view.nbytes, step = 1
+        PyObject_GetBuffer(view, &b, PyBUF_FULL_RO)
+        start = <char *>b.buf - shared.shared.data
+        PyBuffer_Release(&b)
+        if not view.c_contiguous and n:
+            # A copy would look the same and not be shared: say no instead.
+            if view.ndim != 1 or view.strides[0] % size:
+                raise TypeError("only one-dimensional strided views of a SharedBuffer can be sent")
+            step = view.strides[0] // size
+            if step < 0:
+                start += (view.shape[0] - 1) * view.strides[0]
+            n = (view.shape[0] - 1) * abs(view.strides[0]) + size
+        return shared_view, (shared, start, n, format, view.shape, step, view.readonly)
 
     def __call__(self, pickle_buffer):
         """The pickler's buffer_callback; returning None means out of band."""
@@ -465,10 +503,11 @@ cdef object _take_part(si_context *cx, si_part *part, bint keep):
         else:
             buf.block = <si_block *>part.ptr
             part.kind = SI_PART_NONE
-        return buf
+        # As a memoryview, which has the usual methods and can be sent on.
+        return memoryview(buf)
     if part.kind == SI_PART_SHARED:
         from subinterp.buffers import SharedBuffer
-        shared = SharedMemory.__new__(SharedBuffer, None)
+        shared = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
         shared.shared = <si_shared *>part.ptr
         if keep:
             si_shared_retain(shared.shared)
@@ -822,7 +861,8 @@ cdef class FutureCore:
         return False, False, None, None
 
     def _executor_only(self, *args):
-        raise RuntimeError("only the pool completes its futures")
+        from concurrent.futures import InvalidStateError
+        raise InvalidStateError(f"only the pool completes its futures: {self!r}")
 
     set_result = set_exception = set_running_or_notify_cancel = _executor_only
 
@@ -1053,7 +1093,7 @@ def _code_names(code):
     return names
 
 
-def _importable(obj):
+def importable(obj):
     """(module, qualified name) if the object is found under its name, else None."""
     import sys
     module = getattr(obj, "__module__", None)
@@ -1105,10 +1145,10 @@ cdef bint _look(fn, bint root, list sources, set seen) except -1:
             if getattr(value, "__spec__", None) is None:
                 return False
         elif PyFunction_Check(value):
-            if _importable(value) is None and not _look(value, False, sources, seen):
+            if importable(value) is None and not _look(value, False, sources, seen):
                 return False
         elif not PyCFunction_Check(value) and not (
-            type(value) is type and _importable(value) is not None
+            type(value) is type and importable(value) is not None
         ):
             return False
     return True
@@ -1188,7 +1228,7 @@ cdef class PoolCore:
         if found is not None:
             ref = found
         else:
-            names = _importable(fn)
+            names = importable(fn)
             if names is None:
                 return self._by_value(fn) if PyFunction_Check(fn) else None
             ref = _named_ref(names)
@@ -1647,6 +1687,8 @@ cdef class MapIterator:
 
     def __del__(self):
         # Never read: the calls are made all the same, as by an eager map.
+        if self.inputs is None:
+            return      # its construction failed
         if not self.started and not self.closed:
             self._feed_rest(False)
         elif not self.closed:
@@ -2184,6 +2226,8 @@ cdef class ChannelEnd:
     cdef void _drop(self) noexcept:
         self.open = False
         if si_handle_claim_drop(&self.handle):
+            # Also those who wait through this very handle.
+            si_channel_tell_side(self.handle.channel, self.handle.side)
             si_channel_drop_count(self.handle.channel, self.handle.side)
 
     cdef int _need_open(self) except -1:
@@ -2369,36 +2413,38 @@ cdef class SendEnd(ChannelEnd):
         cdef si_ret st
         cdef int64_t deadline
         self._need_open()
+        if timeout is not None:
+            check_timeout(timeout)
         self._encode(&msg, obj)
         st = si_channel_try_send(self.handle.channel, &msg)
         if st == SI_OK:
             return
         try:
             if st == SI_FULL:
-                deadline = _deadline(check_timeout(timeout))
+                deadline = _deadline(timeout)
                 while st == SI_FULL:
-                    _wait_channel(self, SI_SENDER, deadline)
+                    _wait_channel(self, deadline)
                     st = si_channel_try_send(self.handle.channel, &msg)
             _check(st, "nobody can receive from the channel any more" if st == SI_CLOSED else None)
         finally:
             si_msg_clear(&msg)
 
 
-cdef int _wait_channel(ChannelEnd end, si_side side, int64_t deadline) except -1:
+cdef int _wait_channel(ChannelEnd end, int64_t deadline) except -1:
     """Wait until it is worth trying again; raises when the time is up."""
-    cdef si_channel *c = end.handle.channel
+    cdef si_side side = end.handle.side
     cdef si_ret st
     cdef int64_t until
     if not end.open:
-        raise _errors().ChannelClosed("this channel end was closed while it waited")
+        raise _errors().ChannelClosed("this channel end was closed while it was waited for")
     until = deadline
     if si_is_main_thread():
         # A signal between the check and the wait would go unseen.
         until = min(deadline, si_now() + 50000000)
     with nogil:
         st = SI_OK
-        if side != SI_RECEIVER or not si_channel_spin(c):
-            st = si_channel_wait(c, side, until)
+        if side != SI_RECEIVER or not si_channel_spin(end.handle.channel):
+            st = si_channel_wait(&end.handle, until)
     if st == SI_OK:
         return 0
     if st == SI_TIMEOUT and until == deadline:
@@ -2457,12 +2503,15 @@ cdef class RecvEnd(ChannelEnd):
         Blocks with the interpreter's lock released: a short spin, then asleep.
         """
         cdef si_msg msg
-        cdef si_ret st = self._try(&msg)
+        cdef si_ret st
         cdef int64_t deadline
+        if timeout is not None:
+            check_timeout(timeout)
+        st = self._try(&msg)
         if st == SI_EMPTY:
-            deadline = _deadline(check_timeout(timeout))
+            deadline = _deadline(timeout)
             while st == SI_EMPTY:
-                _wait_channel(self, SI_RECEIVER, deadline)
+                _wait_channel(self, deadline)
                 st = self._try(&msg)
         if st != SI_OK:
             _check(st, "the channel is closed and empty" if st == SI_CLOSED else None)
@@ -2514,7 +2563,7 @@ cdef class AsyncWait:
         self.pending = True
         notifier.outstanding += 1
         notifier.ensure()
-        st = si_async_register(self.a, SI_RECEIVER)
+        st = si_async_register(self.a, &end.handle)
         if st == SI_OK:
             return True
         self._release()
@@ -2547,14 +2596,14 @@ cdef class AsyncWait:
 def select_channels(tuple ends, timeout, Py_ssize_t first):
     """(end, object) of the first channel with a message; see channels.select."""
     cdef Py_ssize_t n = len(ends), i, j, n_closed
-    cdef si_channel **channels
+    cdef si_handle **channels
     cdef si_link *links
     cdef si_msg msg
     cdef si_ret st
     cdef RecvEnd end
     cdef int64_t deadline = _deadline(check_timeout(timeout)), until
     cdef bint main_thread = si_is_main_thread()
-    channels = <si_channel **>malloc(<size_t>n * sizeof(si_channel *))
+    channels = <si_handle **>malloc(<size_t>n * sizeof(si_handle *))
     links = <si_link *>malloc(<size_t>n * sizeof(si_link))
     try:
         if channels == NULL or links == NULL:
@@ -2575,7 +2624,7 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
                     continue
                 if st != SI_EMPTY:
                     _check(st)
-                channels[j] = end.handle.channel
+                channels[j] = &end.handle
                 j += 1
             if n_closed == n:
                 raise _errors().ChannelClosed("all channels are closed and empty")
@@ -2595,15 +2644,18 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
 
 # ---- shared memory ------------------------------------------------------------------------------------------
 
+_FILLED_IN_LATER = object()
+
+
 cdef class SharedMemory:
     """The C half of a SharedBuffer."""
     cdef si_shared *shared
     cdef object __weakref__
 
-    def __cinit__(self, nbytes=None):
+    def __cinit__(self, nbytes):
         cdef Py_ssize_t n
-        if nbytes is None:
-            return      # filled in by its maker
+        if nbytes is _FILLED_IN_LATER:
+            return
         n = nbytes
         if n < 0:
             raise ValueError(f"nbytes must be >= 0, not {n}")
@@ -2642,7 +2694,7 @@ def _shared_by_id(token, uint64_t id):
     cdef SharedMemory made
     if s == NULL:
         raise ValueError("the SharedBuffer is gone, or belongs to another process")
-    made = SharedMemory.__new__(SharedBuffer, None)
+    made = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
     made.shared = s
     return made
 
