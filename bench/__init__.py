@@ -1,0 +1,12 @@
+"""Benchmarks of subinterp beside its rivals; ``python -m bench`` runs them.
+
+==================  ========================================================
+``contenders.py``   one adapter class for each thing that is measured
+``race.py``         rounds that interleave the contenders, and their record
+``bench_*.py``      the cases, one file for each subject
+``work.py``         what runs inside the workers
+``probe.py``        measurements that need a process to themselves
+``goals.py``        the figures that subinterp sets out to reach
+``report.py``       recorded results -> tables in the terminal and Markdown
+==================  ========================================================
+"""
