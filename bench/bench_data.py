@@ -113,12 +113,13 @@ class SharedBuffers(Case):
     def turn(self, contender, opened):
         pool, buffers = opened
         submit, function = pool.submit, work.first_and_last
-        p50 = {
-            size: latencies(
-                lambda: submit(function, buffer).result(), self.effort  # noqa: B023
-            )["p50"]
-            for size, buffer in buffers.items()
-        }
+
+        def p50_of(buffer):
+            return latencies(lambda: submit(function, buffer).result(), self.effort)[
+                "p50"
+            ]
+
+        p50 = {size: p50_of(buffer) for size, buffer in buffers.items()}
         return {
             "seconds": p50["500 MB"],
             "growth": p50["500 MB"] / p50["1 kB"],

@@ -12,6 +12,7 @@ import threading
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from bench import work
 
@@ -79,12 +80,9 @@ class Pool(Contender):
     ----------
     map_options : dict
         Keyword arguments for `map` over many small items.
-    setup : dict
-        Keyword arguments that let a worker find `bench.work`.
     """
 
-    map_options = {}
-    setup = {}
+    map_options: ClassVar[dict[str, object]] = {}
 
     def executor(self, workers):
         """Make the executor; subclasses say how."""
@@ -118,10 +116,11 @@ class StandardInterpreterPool(Pool):
 
     name = "InterpreterPoolExecutor"
     needs = ("concurrent.futures:InterpreterPoolExecutor",)
-    setup = {"initializer": exec, "initargs": (FIND_BENCH,)}
 
     def executor(self, workers):
-        return futures.InterpreterPoolExecutor(workers, **self.setup)
+        return futures.InterpreterPoolExecutor(
+            workers, initializer=exec, initargs=(FIND_BENCH,)
+        )
 
 
 class ThreadPool(Pool):
@@ -137,7 +136,7 @@ class ProcessPool(Pool):
     """Processes, from a fork server: the default on Linux from Python 3.14 on."""
 
     name = "ProcessPoolExecutor"
-    map_options = {"chunksize": 1000}
+    map_options: ClassVar[dict[str, object]] = {"chunksize": 1000}
 
     def executor(self, workers):
         context = multiprocessing.get_context("forkserver")
@@ -149,7 +148,7 @@ class LokyPool(Pool):
 
     name = "loky"
     needs = ("loky",)
-    map_options = {"chunksize": 1000}
+    map_options: ClassVar[dict[str, object]] = {"chunksize": 1000}
 
     def executor(self, workers):
         import loky

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench import work
 from bench.contenders import POOLS, ROOT
+from bench.machine import family
 
 HOLD = 0.02  # seconds: a task this long leaves the next task to another worker
 
@@ -41,8 +42,7 @@ def measure(probe, contender, **arguments):
     done = subprocess.run(
         [sys.executable, "-c", code, probe, contender, json.dumps(arguments)],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
@@ -154,21 +154,6 @@ def memory():
             if key.lower() in total:
                 total[key.lower()] += int(rest.split()[0]) * 1024
     return total
-
-
-def family():
-    """Return the ids of this process and all that it started."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found = [os.getpid()]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
 
 
 def _cpu_seconds(pids):

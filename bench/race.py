@@ -15,12 +15,12 @@ pytest-benchmark work as ever. Whatever else was measured goes into
 import gc
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import pytest
 
+from bench.machine import Others
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,40 @@ class Case:
         raise NotImplementedError
 
 
-@dataclass
-class Record:
-    """The turns of one contender, or the error that ended them."""
+class Entry:
+    """A contender in a race: its turns, or the error that ended them."""
 
-    turns: list[dict[str, float]] = field(default_factory=list)
-    error: BaseException | None = None
+    def __init__(self, case, contender):
+        self.turns = []
+        self.error = None
+        self._case = case
+        self._contender = contender
+        self._opened = None
+
+    def open(self, stack):
+        """Make what the turns need; `stack` takes it down after the race."""
+        holder = ExitStack()
+        stack.callback(self._attempt, holder.close)
+        opener = self._case.open
+        self._opened = self._attempt(
+            lambda: holder.enter_context(opener(self._contender))
+        )
+
+    def turn(self):
+        """Take a turn, and return what it measured; None after an error."""
+        if self.error is not None:
+            return None
+        return self._attempt(lambda: self._case.turn(self._contender, self._opened))
+
+    def _attempt(self, action):
+        try:
+            return action()
+        except Exception as error:
+            self.error = self.error or error
+            return None
 
 
-def run(case, contenders, tell: Callable[[str], None]):
+def run(case, contenders, tell):
     """Let the contenders take turns.
 
     Parameters
@@ -126,57 +151,27 @@ def run(case, contenders, tell: Callable[[str], None]):
 
     Returns
     -------
-    dict of str to Record
+    entries : dict of str to Entry
         By the contender's name. A contender that fails is out of the race,
         the others go on.
+    others : float
+        How many cores others used meanwhile.
     """
-    records = {contender.name: Record() for contender in contenders}
-    opened = {}
-
-    def attempt(contender, action):
-        record = records[contender.name]
-        if record.error is None:
-            try:
-                return action()
-            except Exception as error:
-                record.error = error
-        return None
-
+    entries = {contender.name: Entry(case, contender) for contender in contenders}
+    line = list(entries.values())
     with ExitStack() as stack:
-        for contender in contenders:
-            holder = ExitStack()
-            stack.push(_Closing(records[contender.name], holder))
-            opened[contender.name] = attempt(
-                contender, lambda: holder.enter_context(case.open(contender))
-            )
+        for entry in line:
+            entry.open(stack)
+        others = Others()
         for number in range(0 if case.warm_up else 1, case.effort.rounds + 1):
             tell(f"{case.name}: round {number} of {case.effort.rounds}")
-            first = number % len(contenders)
-            for contender in contenders[first:] + contenders[:first]:
+            first = number % len(line)
+            for entry in line[first:] + line[:first]:
                 gc.collect()  # so that nobody collects another's garbage
-                turn = attempt(
-                    contender, lambda: case.turn(contender, opened[contender.name])
-                )
-                if turn is not None and number > 0:
-                    records[contender.name].turns.append(turn)
-    return records
-
-
-class _Closing:
-    """Close one contender; an error then is the contender's, not the race's."""
-
-    def __init__(self, record, stack):
-        self.record = record
-        self.stack = stack
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        try:
-            self.stack.close()
-        except Exception as error:
-            self.record.error = self.record.error or error
+                measured = entry.turn()
+                if measured is not None and number > 0:
+                    entry.turns.append(measured)
+        return entries, others.cores()
 
 
 class Races:
@@ -198,24 +193,34 @@ class Races:
         self.without_ours = without_ours
         self.unavailable = {}
         self.failed = {}
-        self._records = {}
+        self._run_cases = {}
 
-    def record(self, case_class, name):
-        """Return the contender's record; skip the test if it cannot run here."""
+    def entry(self, case_class, name):
+        """Return the contender's entry in the case's race, and its noise.
+
+        The test is skipped if the contender cannot run here.
+
+        Returns
+        -------
+        entry : Entry
+        others : float
+            How many cores others used during the race.
+        """
         contender = next(c for c in case_class.contenders if c.name == name)
         if reason := self._why_not(contender):
             self.unavailable.setdefault(name, reason)
             if contender.ours and not self.without_ours:
                 pytest.fail(f"{name} cannot run: {reason}", pytrace=False)
             pytest.skip(f"{name} cannot run here: {reason}")
-        if case_class not in self._records:
-            self._records[case_class] = self._run(case_class)
-        record = self._records[case_class][name]
-        if record.error is not None:
-            reason = f"{type(record.error).__name__}: {record.error}"
+        if case_class not in self._run_cases:
+            self._run_cases[case_class] = self._run(case_class)
+        entries, others = self._run_cases[case_class]
+        entry = entries[name]
+        if entry.error is not None:
+            reason = f"{type(entry.error).__name__}: {entry.error}"
             self.failed[f"{case_class.name}: {name}"] = reason
-            raise record.error
-        return record
+            raise entry.error
+        return entry, others
 
     def _why_not(self, contender):
         if contender.ours and self.without_ours:
@@ -231,9 +236,9 @@ class Races:
             and not self._why_not(contender)
         ]
         start = time.perf_counter()
-        records = run(case, contenders, _tell)
+        found = run(case, contenders, _tell)
         _tell(f"{case.name}: {time.perf_counter() - start:.1f} s\n")
-        return records
+        return found
 
 
 def _tell(line):
@@ -273,18 +278,19 @@ def race(case_class):
     @pytest.mark.benchmark(group=case_class.name, timer=recorded_time)
     @pytest.mark.parametrize("contender", [c.name for c in case_class.contenders])
     def bench(contender, races, benchmark):
-        record = races.record(case_class, contender)
+        entry, others = races.entry(case_class, contender)
         benchmark.extra_info.update(
             case=case_class.name,
             title=case_class.title,
             contender=contender,
+            others=others,
             figures={
                 figure.key: asdict(figure)
-                | {"values": [turn[figure.key] for turn in record.turns]}
+                | {"values": [turn[figure.key] for turn in entry.turns]}
                 for figure in case_class.figures
             },
         )
-        _recorded.replay(benchmark, [turn["seconds"] for turn in record.turns])
+        _recorded.replay(benchmark, [turn["seconds"] for turn in entry.turns])
 
     bench.case = case_class
     bench.__doc__ = case_class.title
