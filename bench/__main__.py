@@ -46,12 +46,8 @@ def parse():
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--short", action="store_true", help="two minutes, noisier")
-    parser.add_argument(
-        "-k", dest="select", metavar="EXPR", help="some cases only, as pytest's -k"
-    )
-    parser.add_argument(
-        "--rivals-only", action="store_true", help="measure without subinterp"
-    )
+    parser.add_argument("-k", dest="select", metavar="EXPR", help="some cases only, as pytest's -k")
+    parser.add_argument("--rivals-only", action="store_true", help="measure without subinterp")
     parser.add_argument(
         "--compare",
         metavar="REV",

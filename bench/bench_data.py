@@ -115,9 +115,7 @@ class SharedBuffers(Case):
         submit, function = pool.submit, work.first_and_last
 
         def p50_of(buffer):
-            return latencies(lambda: submit(function, buffer).result(), self.effort)[
-                "p50"
-            ]
+            return latencies(lambda: submit(function, buffer).result(), self.effort)["p50"]
 
         p50 = {size: p50_of(buffer) for size, buffer in buffers.items()}
         return {

@@ -55,9 +55,7 @@ class HotLatency(Case):
 
     def turn(self, contender, pool):
         submit, function = pool.submit, math.sqrt
-        return latencies(
-            lambda: submit(function, 2.0).result(), self.effort, pause=self.pause
-        )
+        return latencies(lambda: submit(function, 2.0).result(), self.effort, pause=self.pause)
 
 
 class IdleLatency(HotLatency):

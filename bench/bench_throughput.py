@@ -33,10 +33,7 @@ class Map(Case):
     """The pools that do not choose a chunk size are given one."""
 
     name = "map"
-    title = (
-        "list(map(math.sqrt, range(100_000))), default chunks"
-        " (processes: chunksize=1000)"
-    )
+    title = "list(map(math.sqrt, range(100_000))), default chunks (processes: chunksize=1000)"
     figures = (Figure("rate", "items a second", "/s", more_is_better=True),)
     contenders = (*POOLS, SERIAL)
     full = Effort(rounds=5, count=100_000)

@@ -14,12 +14,8 @@ races_key = pytest.StashKey[Races]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("bench", "benchmarks of subinterp")
-    group.addoption(
-        "--short", action="store_true", help="measure with less effort (two minutes)"
-    )
-    group.addoption(
-        "--rivals-only", action="store_true", help="leave subinterp out of the races"
-    )
+    group.addoption("--short", action="store_true", help="measure with less effort (two minutes)")
+    group.addoption("--rivals-only", action="store_true", help="leave subinterp out of the races")
 
 
 def pytest_collection_finish(session):
@@ -48,8 +44,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["libc"] = " ".join(platform.libc_ver())
     machine_info["python_build"] = sys.version
     machine_info["packages"] = {
-        name: _version(name)
-        for name in ("subinterp", "cloudpickle", "loky", "pytest-benchmark")
+        name: _version(name) for name in ("subinterp", "cloudpickle", "loky", "pytest-benchmark")
     }
 
 

@@ -118,9 +118,7 @@ class StandardInterpreterPool(Pool):
     needs = ("concurrent.futures:InterpreterPoolExecutor",)
 
     def executor(self, workers):
-        return futures.InterpreterPoolExecutor(
-            workers, initializer=exec, initargs=(FIND_BENCH,)
-        )
+        return futures.InterpreterPoolExecutor(workers, initializer=exec, initargs=(FIND_BENCH,))
 
 
 class ThreadPool(Pool):

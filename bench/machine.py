@@ -43,9 +43,7 @@ class Others:
             # utime, stime, and those of the children it waited for
             own += sum(map(int, _fields(Path(f"/proc/{pid}/stat"))[11:15]))
         with open("/proc/stat") as file:
-            user, nice, system, _, _, irq, softirq, steal = map(
-                int, file.readline().split()[1:9]
-            )
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
         return (user + nice + system + irq + softirq + steal - own) * TICK
 
 

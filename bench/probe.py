@@ -48,8 +48,7 @@ def measure(probe, contender, **arguments):
     )
     if done.returncode:
         raise RuntimeError(
-            f"probe {probe} of {contender} exited with {done.returncode}:\n"
-            f"{done.stderr}"
+            f"probe {probe} of {contender} exited with {done.returncode}:\n{done.stderr}"
         )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -120,9 +120,7 @@ class Entry:
         holder = ExitStack()
         stack.callback(self._attempt, holder.close)
         opener = self._case.open
-        self._opened = self._attempt(
-            lambda: holder.enter_context(opener(self._contender))
-        )
+        self._opened = self._attempt(lambda: holder.enter_context(opener(self._contender)))
 
     def turn(self):
         """Take a turn, and return what it measured; None after an error."""
@@ -232,8 +230,7 @@ class Races:
         contenders = [
             contender
             for contender in case.contenders
-            if contender.name in self.selected[case.name]
-            and not self._why_not(contender)
+            if contender.name in self.selected[case.name] and not self._why_not(contender)
         ]
         start = time.perf_counter()
         found = run(case, contenders, _tell)
@@ -285,8 +282,7 @@ def race(case_class):
             contender=contender,
             others=others,
             figures={
-                figure.key: asdict(figure)
-                | {"values": [turn[figure.key] for turn in entry.turns]}
+                figure.key: asdict(figure) | {"values": [turn[figure.key] for turn in entry.turns]}
                 for figure in case_class.figures
             },
         )

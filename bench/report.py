@@ -133,23 +133,17 @@ class Table:
         def lay_out(cells):
             first, *rest = (
                 cell.rjust(width) if position else cell.ljust(width)
-                for position, (cell, width) in enumerate(
-                    zip(cells, widths, strict=True)
-                )
+                for position, (cell, width) in enumerate(zip(cells, widths, strict=True))
             )
             return "  ".join([first, *rest]).rstrip()
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join(
-            [self.title, lay_out(self.header), rule, *map(lay_out, self.rows)]
-        )
+        return "\n".join([self.title, lay_out(self.header), rule, *map(lay_out, self.rows)])
 
     def markdown(self):
         """Lay out for Markdown."""
         rule = ["---", *("---:" for _ in self.header[1:])]
-        lines = [
-            "| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)
-        ]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)]
         return "\n".join([f"### {self.title}", "", *lines])
 
 
@@ -252,9 +246,7 @@ def heading(results):
     cpu = machine.get("cpu", {}).get("brand_raw", machine["machine"])
     load = ", ".join(f"{load:.2f}" for load in machine.get("load", []))
     packages = ", ".join(
-        f"{name} {version}"
-        for name, version in machine.get("packages", {}).items()
-        if version
+        f"{name} {version}" for name, version in machine.get("packages", {}).items() if version
     )
     effort = "short run" if results.data["races"]["short"] else "full run"
     return [
@@ -320,9 +312,7 @@ def show(value, unit):
 def _scaled(value, scales):
     if value == 0:
         return "0"
-    scale, name = next(
-        ((scale, name) for scale, name in scales if abs(value) >= scale), scales[-1]
-    )
+    scale, name = next(((scale, name) for scale, name in scales if abs(value) >= scale), scales[-1])
     scaled = value / scale
     return f"{scaled:,.0f} {name}" if abs(scaled) >= 100 else f"{scaled:.3g} {name}"
 
