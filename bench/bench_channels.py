@@ -60,6 +60,6 @@ class OneWay(Case):
         return {"seconds": seconds, "rate": count / seconds}
 
 
-bench_hot_round_trip = race(HotRoundTrip)
-bench_idle_round_trip = race(IdleRoundTrip)
-bench_one_way = race(OneWay)
+bench_channel_hot = race(HotRoundTrip)
+bench_channel_idle = race(IdleRoundTrip)
+bench_channel_one_way = race(OneWay)

@@ -126,4 +126,4 @@ class SharedBuffers(Case):
 
 
 bench_bytes = race(BytesArgument)
-bench_shared_buffers = race(SharedBuffers)
+bench_shared_buffer = race(SharedBuffers)

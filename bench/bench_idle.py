@@ -29,4 +29,4 @@ class IdlePool(Case):
         return {"seconds": found["cpu"], **found}
 
 
-bench_idle_pool = race(IdlePool)
+bench_idle = race(IdlePool)

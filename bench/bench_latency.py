@@ -68,5 +68,5 @@ class IdleLatency(HotLatency):
     short = Effort(rounds=3, seconds=0.5, count=150)
 
 
-bench_hot = race(HotLatency)
-bench_idle = race(IdleLatency)
+bench_latency_hot = race(HotLatency)
+bench_latency_idle = race(IdleLatency)

@@ -66,5 +66,5 @@ class Growth(Case):
         }
 
 
-bench_worker_memory = race(WorkerMemory)
+bench_memory = race(WorkerMemory)
 bench_growth = race(Growth)

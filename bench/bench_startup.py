@@ -42,4 +42,4 @@ class FreshPool(Case):
         return {"seconds": both, "both": both, "first": first, "closed": closed}
 
 
-bench_fresh_pool = race(FreshPool)
+bench_startup = race(FreshPool)

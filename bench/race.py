@@ -270,7 +270,10 @@ def recorded_time():
 
 
 def race(case_class):
-    """Make the test function of a case, with one test for each contender."""
+    """Make the test function of a case, with one test for each contender.
+
+    Modules call it ``bench_`` and the case's name, so that pytest's ``-k`` can select it.
+    """
 
     @pytest.mark.benchmark(group=case_class.name, timer=recorded_time)
     @pytest.mark.parametrize("contender", [c.name for c in case_class.contenders])

@@ -280,7 +280,8 @@ def terminal(results, then=None):
     """Make the report for a terminal; the verdicts come last, to be seen."""
     blocks = ["\n".join(heading(results))]
     blocks += [table.text() for table in reversed(tables(results, then))]
-    blocks += absent(results)
+    if missing := absent(results):
+        blocks.append("\n".join(missing))
     return "\n\n".join(blocks)
 
 
