@@ -85,8 +85,8 @@ lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -
 
 # These install a wheel into an environment of their own (not the one of `make dev`), and
 # run the tests from a folder of it, where the checkout cannot be imported by mistake.
-OUTSIDE = mkdir -p $(VENV)/outside && cd $(VENV)/outside && $(RUNNER) $(CURDIR)/$(PY)
-TESTS = -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests
+OUTSIDE = mkdir -p $(VENV)/outside && cd $(VENV)/outside && $(RUNNER) "$(CURDIR)/$(PY)"
+TESTS = -m pytest -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" "$(CURDIR)/tests"
 CHECKED := -m "not stress and not packaging"
 SANITIZED := $(MAKE) --no-print-directory test-sanitized
 
@@ -121,12 +121,12 @@ test-debug: install-flavour
 REPORT = $(CURDIR)/$(VENV)/report
 test-sanitized: RUNNER = $$(setarch -R true 2>/dev/null && echo setarch -R) env \
 	LD_PRELOAD="$$(gcc -print-file-name=$(LIBRARY))" \
-	TSAN_OPTIONS="log_path=$(REPORT) ignore_noninstrumented_modules=1 die_after_fork=0" \
-	ASAN_OPTIONS="log_path=$(REPORT) detect_leaks=0"
+	TSAN_OPTIONS="log_path='$(REPORT)' ignore_noninstrumented_modules=1 die_after_fork=0" \
+	ASAN_OPTIONS="log_path='$(REPORT)' detect_leaks=0"
 test-sanitized: install-flavour
-	@rm -f $(REPORT).*
+	@rm -f "$(REPORT)".*
 	@$(OUTSIDE) $(TESTS) $(CHECKED) $(ARGS); status=$$?; \
-		if cat $(REPORT).* 2>/dev/null; then echo "The sanitizer has something to say: see above."; exit 1; fi; \
+		if cat "$(REPORT)".* 2>/dev/null; then echo "The sanitizer has something to say: see above."; exit 1; fi; \
 		exit $$status
 
 clean: ## remove everything that was made here

@@ -132,6 +132,12 @@ def main():
     flavour, macros, compile_args, link_args = build_options()
 
     class BuildExt(build_ext):
+        def finalize_options(self):
+            super().finalize_options()
+            # The generated C must not land among the sources. Said here, because an editable
+            # install forgets what setup.cfg says of it.
+            self.cython_c_in_temp = True
+
         def run(self):
             problem = missing_headers()
             if problem:
@@ -151,7 +157,16 @@ def main():
             ("_GNU_SOURCE", "1"),
             *macros,
         ],
-        extra_compile_args=["-std=gnu11", "-pthread", "-fvisibility=hidden", *compile_args],
+        extra_compile_args=[
+            "-std=gnu11",
+            "-pthread",
+            "-fvisibility=hidden",
+            # Errors from gcc 14 on; so that older ones do not let them through.
+            "-Werror=incompatible-pointer-types",
+            "-Werror=implicit-function-declaration",
+            "-Werror=int-conversion",
+            *compile_args,
+        ],
         extra_link_args=["-pthread", *link_args],
     )
     setup(

@@ -1,0 +1,435 @@
+#include "si_channel.h"
+
+#define MAX_SPARE 64
+
+/* Guards: the list of channels, and the decision that a memory count of zero
+ * is final. */
+static si_mutex channels_mu;
+static si_channel *channels;
+static uint64_t next_channel_id = 1;
+
+si_channel *si_channel_new(size_t maxsize)
+{
+    si_channel *c = NULL;
+    if (posix_memalign((void **)&c, 64, sizeof *c) != 0)
+        return NULL;
+    memset(c, 0, sizeof *c);
+    atomic_init(&c->refs, 1);
+    c->generation = si_generation();
+    c->maxsize = maxsize;
+    si_spin_init(&c->spin);
+    si_lock(&channels_mu);
+    c->id = next_channel_id++;
+    c->all_next = channels;
+    if (channels)
+        channels->all_prev = c;
+    channels = c;
+    si_unlock(&channels_mu);
+    SI_COUNT(channels, 1);
+    return c;
+}
+
+static void free_items(si_item *item)
+{
+    while (item) {
+        si_item *next = item->next;
+        si_msg_clear(&item->msg);
+        free(item);
+        item = next;
+    }
+}
+
+void si_channel_release(si_channel *c)
+{
+    int refs = atomic_load_explicit(&c->refs, memory_order_relaxed);
+    while (refs > 1) {
+        if (atomic_compare_exchange_weak_explicit(&c->refs, &refs, refs - 1,
+                memory_order_acq_rel, memory_order_relaxed))
+            return;
+    }
+    si_lock(&channels_mu);
+    if (atomic_fetch_sub_explicit(&c->refs, 1, memory_order_acq_rel) != 1) {
+        si_unlock(&channels_mu);
+        return;
+    }
+    if (c->all_prev)
+        c->all_prev->all_next = c->all_next;
+    else if (channels == c)
+        channels = c->all_next;
+    if (c->all_next)
+        c->all_next->all_prev = c->all_prev;
+    si_unlock(&channels_mu);
+    SI_COUNT(channels, -1);
+    if (c->generation == si_generation()) {
+        free_items(c->head);
+        free_items(c->spare);
+        free(c);
+    }
+}
+
+si_channel *si_channel_find(uint64_t id)
+{
+    si_lock(&channels_mu);
+    si_channel *c = channels;
+    while (c && c->id != id)
+        c = c->all_next;
+    if (c)
+        si_channel_retain(c);
+    si_unlock(&channels_mu);
+    return c;
+}
+
+/* ---- waiters ----------------------------------------------------------------- */
+
+static void list_link(si_channel *c, si_side side, si_link *l)
+{
+    l->next = NULL;
+    l->prev = c->waiting_tail[side];
+    if (l->prev)
+        l->prev->next = l;
+    else
+        c->waiting[side] = l;
+    c->waiting_tail[side] = l;
+    l->listed = true;
+}
+
+static void unlist_link(si_channel *c, si_side side, si_link *l)
+{
+    if (!l->listed)
+        return;
+    if (l->prev)
+        l->prev->next = l->next;
+    else
+        c->waiting[side] = l->next;
+    if (l->next)
+        l->next->prev = l->prev;
+    else
+        c->waiting_tail[side] = l->prev;
+    l->listed = false;
+}
+
+/* Who is to be woken once the lock is released. */
+typedef struct {
+    si_word *word;
+    si_async *async;
+} wake_up;
+
+/* Tell the first waiter of a side that has not been told elsewhere. Lock held. */
+static wake_up tell_one(si_channel *c, si_side side)
+{
+    si_link *l;
+    while ((l = c->waiting[side])) {
+        unlist_link(c, side, l);
+        uint32_t no = 0;
+        /* Read before the waiter is told: then it may go. */
+        si_async *async = l->waiter->async;
+        if (async)
+            atomic_fetch_add_explicit(&async->refs, 1, memory_order_relaxed);
+        if (atomic_compare_exchange_strong_explicit(&l->waiter->told, &no, l->index + 1,
+                memory_order_acq_rel, memory_order_relaxed))
+            return (wake_up){async ? NULL : &l->waiter->told, async};
+        if (async)
+            si_async_release(async);
+    }
+    return (wake_up){NULL, NULL};
+}
+
+/* The thread's word may be gone by now: waking an unknown address is harmless,
+ * every sleeper checks its condition again. */
+static void wake(wake_up w)
+{
+    if (w.word)
+        si_futex_wake(w.word, 1);
+    if (w.async && !si_cq_post(w.async->cq, &w.async->node))
+        si_async_release(w.async);
+}
+
+static void tell_all(si_channel *c, si_side side)
+{
+    for (;;) {
+        si_lock(&c->mu);
+        wake_up w = tell_one(c, side);
+        si_unlock(&c->mu);
+        if (!w.word && !w.async)
+            return;
+        wake(w);
+    }
+}
+
+/* ---- handles ------------------------------------------------------------------- */
+
+si_ret si_channel_add_handle(si_channel *c, si_side side, bool attach)
+{
+    if (c->generation != si_generation())
+        return SI_FORKED;
+    si_lock(&c->mu);
+    si_ret st = attach && c->handles[side] == 0 ? SI_CLOSED : SI_OK;
+    if (st == SI_OK)
+        c->handles[side]++;
+    si_unlock(&c->mu);
+    return st;
+}
+
+void si_channel_drop_count(si_channel *c, si_side side)
+{
+    if (c->generation != si_generation())
+        return;
+    si_item *dropped = NULL;
+    si_lock(&c->mu);
+    bool last = --c->handles[side] == 0;
+    if (last && side == SI_RECEIVER) {
+        /* Nobody can receive these any more. */
+        dropped = c->head;
+        c->head = c->tail = NULL;
+        c->count = 0;
+    }
+    /* Messages may hold the last references to this very channel. */
+    si_channel_retain(c);
+    si_unlock(&c->mu);
+    if (last)
+        tell_all(c, side == SI_SENDER ? SI_RECEIVER : SI_SENDER);
+    free_items(dropped);
+    si_channel_release(c);
+}
+
+void si_channel_drop_handle(si_channel *c, si_side side)
+{
+    si_channel_drop_count(c, side);
+    si_channel_release(c);
+}
+
+/* ---- sending and receiving ------------------------------------------------------- */
+
+si_ret si_channel_try_send(si_channel *c, si_msg *m)
+{
+    if (c->generation != si_generation())
+        return SI_FORKED;
+    si_lock(&c->mu);
+    if (c->handles[SI_RECEIVER] == 0) {
+        si_unlock(&c->mu);
+        return SI_CLOSED;
+    }
+    if (c->maxsize && c->count >= c->maxsize) {
+        si_unlock(&c->mu);
+        return SI_FULL;
+    }
+    si_item *item = c->spare;
+    if (item) {
+        c->spare = item->next;
+        c->n_spare--;
+    }
+    else {
+        item = malloc(sizeof *item);
+        if (!item) {
+            si_unlock(&c->mu);
+            return SI_NOMEM;
+        }
+        si_msg_init(&item->msg);
+    }
+    item->next = NULL;
+    si_msg_move(&item->msg, m);
+    if (c->tail)
+        c->tail->next = item;
+    else
+        c->head = item;
+    c->tail = item;
+    atomic_store_explicit(&c->count, c->count + 1, memory_order_release);
+    wake_up w = tell_one(c, SI_RECEIVER);
+    si_unlock(&c->mu);
+    wake(w);
+    return SI_OK;
+}
+
+si_ret si_channel_try_recv(si_channel *c, si_msg *m)
+{
+    if (c->generation != si_generation())
+        return SI_FORKED;
+    if (atomic_load_explicit(&c->count, memory_order_acquire) == 0
+        && atomic_load_explicit(&c->handles[SI_SENDER], memory_order_acquire) != 0)
+        return SI_EMPTY;
+    si_lock(&c->mu);
+    si_item *item = c->head;
+    if (!item) {
+        si_ret st = c->handles[SI_SENDER] == 0 ? SI_CLOSED : SI_EMPTY;
+        si_unlock(&c->mu);
+        return st;
+    }
+    c->head = item->next;
+    if (!c->head)
+        c->tail = NULL;
+    atomic_store_explicit(&c->count, c->count - 1, memory_order_release);
+    si_msg_move(m, &item->msg);
+    if (c->n_spare < MAX_SPARE) {
+        item->next = c->spare;
+        c->spare = item;
+        c->n_spare++;
+        item = NULL;
+    }
+    wake_up w = {NULL, NULL};
+    if (c->maxsize)
+        w = tell_one(c, SI_SENDER);
+    si_unlock(&c->mu);
+    wake(w);
+    free(item);
+    return SI_OK;
+}
+
+/* What a waiter of that side waits for is there. Lock held. */
+static bool ready_locked(si_channel *c, si_side side)
+{
+    if (side == SI_RECEIVER)
+        return c->count > 0 || c->handles[SI_SENDER] == 0;
+    return c->handles[SI_RECEIVER] == 0 || !c->maxsize || c->count < c->maxsize;
+}
+
+/* A waiter that was told and takes nothing passes it on. */
+static void pass_on(si_channel *c, si_side side)
+{
+    si_lock(&c->mu);
+    wake_up w = {NULL, NULL};
+    if (ready_locked(c, side))
+        w = tell_one(c, side);
+    si_unlock(&c->mu);
+    wake(w);
+}
+
+bool si_channel_spin(si_channel *c)
+{
+    int64_t budget = si_cores > 1 ? si_spin_budget(&c->spin) : 0;
+    if (budget <= 0)
+        return false;
+    int64_t until = si_now() + budget;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (atomic_load_explicit(&c->count, memory_order_relaxed)) {
+                si_spin_learn(&c->spin, true);
+                return true;
+            }
+            si_relax();
+        }
+    } while (si_now() < until);
+    si_spin_learn(&c->spin, false);
+    return false;
+}
+
+si_ret si_channel_wait(si_channel *c, si_side side, int64_t deadline)
+{
+    if (c->generation != si_generation())
+        return SI_FORKED;
+    si_waiter w = {.told = 0, .async = NULL};
+    si_link l = {.waiter = &w, .index = 0};
+    int64_t slept = si_now();
+    si_lock(&c->mu);
+    if (ready_locked(c, side)) {
+        si_unlock(&c->mu);
+        return SI_OK;
+    }
+    list_link(c, side, &l);
+    si_unlock(&c->mu);
+    si_ret st = SI_OK;
+    while (st == SI_OK && atomic_load_explicit(&w.told, memory_order_acquire) == 0)
+        st = si_futex_wait(&w.told, 0, deadline);
+    si_lock(&c->mu);
+    unlist_link(c, side, &l);
+    si_unlock(&c->mu);
+    if (atomic_load_explicit(&w.told, memory_order_acquire)) {
+        if (st != SI_OK)
+            pass_on(c, side);
+        else if (si_now() - slept < 60000)
+            si_spin_learn(&c->spin, true);
+    }
+    return st;
+}
+
+si_ret si_channel_select(si_channel **cs, si_link *links, uint32_t n, int64_t deadline)
+{
+    si_waiter w = {.told = 0, .async = NULL};
+    bool ready = false;
+    uint32_t listed = 0;
+    for (; listed < n && !ready; listed++) {
+        si_channel *c = cs[listed];
+        if (c->generation != si_generation()) {
+            ready = true; /* the caller's next try says so */
+            break;
+        }
+        links[listed] = (si_link){.waiter = &w, .index = listed};
+        si_lock(&c->mu);
+        if (ready_locked(c, SI_RECEIVER))
+            ready = true;
+        else
+            list_link(c, SI_RECEIVER, &links[listed]);
+        si_unlock(&c->mu);
+    }
+    si_ret st = SI_OK;
+    while (!ready && st == SI_OK && atomic_load_explicit(&w.told, memory_order_acquire) == 0)
+        st = si_futex_wait(&w.told, 0, deadline);
+    for (uint32_t i = 0; i < listed; i++) {
+        si_lock(&cs[i]->mu);
+        unlist_link(cs[i], SI_RECEIVER, &links[i]);
+        si_unlock(&cs[i]->mu);
+    }
+    /* The caller tries all channels in an order of its own, and may take from
+     * another one: whoever waits where we were told must hear of it. */
+    uint32_t told = atomic_load_explicit(&w.told, memory_order_acquire);
+    if (told)
+        pass_on(cs[told - 1], SI_RECEIVER);
+    return told ? SI_OK : st;
+}
+
+/* ---- coroutines -------------------------------------------------------------------- */
+
+si_async *si_async_new(si_channel *c, si_cq *cq)
+{
+    si_async *a = calloc(1, sizeof *a);
+    if (!a)
+        return NULL;
+    a->node.is_task = false;
+    atomic_init(&a->refs, 1);
+    a->waiter.async = a;
+    a->link.waiter = &a->waiter;
+    si_channel_retain(c);
+    a->channel = c;
+    si_cq_retain(cq);
+    a->cq = cq;
+    return a;
+}
+
+void si_async_release(si_async *a)
+{
+    if (atomic_fetch_sub_explicit(&a->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    si_cq_release(a->cq);
+    si_channel_release(a->channel);
+    free(a);
+}
+
+si_ret si_async_register(si_async *a, si_side side)
+{
+    si_channel *c = a->channel;
+    if (c->generation != si_generation())
+        return SI_FORKED;
+    atomic_store(&a->waiter.told, 0);
+    si_lock(&c->mu);
+    bool ready = ready_locked(c, side);
+    if (!ready)
+        list_link(c, side, &a->link);
+    si_unlock(&c->mu);
+    return ready ? SI_EMPTY : SI_OK;
+}
+
+void si_async_cancel(si_async *a, si_side side)
+{
+    si_channel *c = a->channel;
+    if (c->generation != si_generation())
+        return;
+    si_lock(&c->mu);
+    unlist_link(c, side, &a->link);
+    si_unlock(&c->mu);
+    if (atomic_load(&a->waiter.told))
+        pass_on(c, side);
+}
+
+void si_channels_after_fork(void)
+{
+    atomic_store(&channels_mu.word, 0);
+}

@@ -1,0 +1,113 @@
+/* si_channel.h: queues of messages between any threads of any interpreters.
+ *
+ * A channel is a list of messages under one lock, and two lists of waiters.
+ * A sender that finds a waiting receiver takes it off the list, marks its
+ * word and wakes it (and the other way round for room in a bounded channel).
+ * A waiter that was told but goes away without taking anything (its deadline
+ * passed, select found another channel first) tells the next one, so that a
+ * message is never there while everybody sleeps. Receivers look for a short
+ * while before they enter the list; while they look, a send is no more than
+ * a few stores.
+ *
+ * After: crossbeam-channel (waker lists, select by registering everywhere),
+ * trio (memory channels: one object an end, closing by count).
+ *
+ * A channel is closed for sending when no sending handle is left, and for
+ * receiving when no receiving handle is left. Handles are counted in Python
+ * objects (through their interpreter's ledger) and in messages under way. */
+#ifndef SI_CHANNEL_H
+#define SI_CHANNEL_H
+
+#include "si_context.h"
+#include "si_message.h"
+#include "si_task.h"
+
+typedef struct si_item {
+    struct si_item *next;
+    si_msg msg;
+} si_item;
+
+/* Somebody who waits: a thread (asleep on `word`) or a coroutine (told by a
+ * post). told: index of the link it was told by, plus one; 0: not yet. It is
+ * changed under the lock of the channel that tells, by compare-and-swap. */
+typedef struct si_waiter {
+    si_word told;
+    struct si_async *async;     /* NULL: a thread */
+} si_waiter;
+
+/* A waiter's place in one channel's list; guarded by the channel's lock. */
+typedef struct si_link {
+    struct si_link *prev, *next;
+    si_waiter *waiter;
+    uint32_t index;
+    bool listed;
+} si_link;
+
+struct si_channel {
+    _Atomic int refs;           /* memory: Python objects, messages, waits under way */
+    uint64_t id;
+    uint32_t generation;
+    size_t maxsize;             /* 0: unbounded; constant */
+    struct si_channel *all_next, *all_prev; /* guarded by channels_mu */
+
+    _Alignas(64) si_mutex mu;   /* guards the rest, except spin */
+    si_item *head, *tail;
+    si_item *spare;             /* emptied items for the next sends */
+    int n_spare;
+    _Atomic uint32_t count;     /* messages; receivers look at it without the lock */
+    _Atomic int handles[2];     /* by si_side; the same */
+    si_link *waiting[2], *waiting_tail[2];  /* by the side that waits */
+    si_spin spin;
+};
+
+/* A coroutine that waits. refs: its owner, and a post under way. */
+typedef struct si_async {
+    si_node node;
+    _Atomic int refs;
+    si_waiter waiter;
+    si_link link;
+    si_channel *channel;        /* one memory reference */
+    si_cq *cq;                  /* one reference: where to post */
+    void *owner;                /* Python object of the waiting interpreter, its lock */
+} si_async;
+
+si_channel *si_channel_new(size_t maxsize);     /* one memory reference, no handles */
+si_channel *si_channel_find(uint64_t id);       /* a memory reference, or NULL */
+static inline void si_channel_retain(si_channel *c)
+{
+    atomic_fetch_add_explicit(&c->refs, 1, memory_order_relaxed);
+}
+void si_channel_release(si_channel *c);
+
+/* Count one more handle. attach: fails (SI_CLOSED) if the side has none left,
+ * since closing is final. */
+si_ret si_channel_add_handle(si_channel *c, si_side side, bool attach);
+/* One handle less; at none the channel closes that way. */
+void si_channel_drop_count(si_channel *c, si_side side);
+/* A message's handle: a count and a memory reference. */
+void si_channel_drop_handle(si_channel *c, si_side side);
+
+/* Take over the message's content. SI_OK; SI_FULL, SI_CLOSED, SI_FORKED,
+ * SI_NOMEM leave it with the caller. */
+si_ret si_channel_try_send(si_channel *c, si_msg *m);
+/* SI_OK moves the first message into `m` (empty). SI_EMPTY, SI_CLOSED, SI_FORKED. */
+si_ret si_channel_try_recv(si_channel *c, si_msg *m);
+/* Wait for room or for a message. SI_OK: try again; SI_TIMEOUT, SI_INTR, SI_FORKED. */
+si_ret si_channel_wait(si_channel *c, si_side side, int64_t deadline);
+/* Look for a short while for a message; true: there may be one. */
+bool si_channel_spin(si_channel *c);
+
+/* Wait until one of the channels may have a message or is closed. */
+si_ret si_channel_select(si_channel **channels, si_link *links, uint32_t n, int64_t deadline);
+
+/* Register a coroutine for `side`. SI_OK: registered (one more reference);
+ * SI_EMPTY: there is something already, try again. */
+si_ret si_async_register(si_async *a, si_side side);
+/* Take it back; if it was told meanwhile, the next waiter is told. */
+void si_async_cancel(si_async *a, si_side side);
+si_async *si_async_new(si_channel *c, si_cq *cq);
+void si_async_release(si_async *a);
+
+void si_channels_after_fork(void);
+
+#endif

@@ -1,0 +1,69 @@
+/* si_context.h: what the library knows of one interpreter.
+ *
+ * Every interpreter that uses the library has one context. It is found once,
+ * when the module is loaded or a worker starts (the roots), and passed on
+ * explicitly from there. */
+#ifndef SI_CONTEXT_H
+#define SI_CONTEXT_H
+
+#include "si_compat.h"
+#include "si_base.h"
+
+typedef struct si_channel si_channel;
+struct si_cq;
+
+typedef enum { SI_SENDER = 0, SI_RECEIVER = 1 } si_side;
+
+/* One Python channel end's claim on its channel, a member of its context's
+ * ledger. The ledger is what an interpreter gives up when it ends or is
+ * abandoned, without its objects being asked.
+ * prev, next: guarded by the context's mu. counted: atomic, the handle is
+ * given up by whoever turns it false. channel: set once, holds memory only. */
+typedef struct si_handle {
+    struct si_handle *prev, *next;
+    si_channel *channel;
+    si_side side;
+    _Atomic bool counted;
+} si_handle;
+
+typedef struct si_context {
+    _Atomic int refs;               /* the interpreter, its workers, tasks observed */
+    uint32_t generation;            /* of the process that made it; constant */
+    int64_t interp_id;              /* constant */
+    PyInterpreterState *interp;     /* constant; dead once `ended` */
+    _Atomic bool ended;             /* ended or abandoned */
+    si_mutex mu;                    /* guards ledger */
+    si_handle *ledger;
+    struct si_cq *notices;          /* completed tasks that Python observes; NULL until asked
+                                       for; written under the interpreter's lock */
+    struct si_context *next;        /* list of contexts; guarded by contexts_mu */
+
+    /* The interpreter's own objects: touched under its lock only. */
+    PyObject *worker_module;        /* subinterp._worker, in workers */
+    bool core_loaded;               /* the extension's module exists here */
+} si_context;
+
+/* The context of an interpreter, made at the first call; a borrowed pointer
+ * that lives as long as the interpreter. Root: called with the lock of
+ * `interp` held, at module load and worker start. NULL: exception set. */
+si_context *si_context_of(PyInterpreterState *interp);
+void si_context_release(si_context *cx);
+/* Give up everything the interpreter holds; idempotent; any thread. */
+void si_context_end(si_context *cx);
+
+void si_ledger_add(si_context *cx, si_handle *h);
+void si_ledger_remove(si_context *cx, si_handle *h);
+
+/* The runtime's own list of interpreters, reached through its debug offsets.
+ * The mutex that guards the list is taken only by a thread that holds no
+ * interpreter's lock: its holder may be waiting for one. */
+bool si_runtime_known(void);        /* the layout was recognised */
+size_t si_runtime_list(int64_t *ids, size_t max);
+/* Take interpreters out of the list, so that finalization does not see them. */
+void si_runtime_unlink(PyInterpreterState *interp);
+void si_runtime_unlink_foreign(PyInterpreterState *main_interp); /* child of fork */
+
+/* Called once, when the library is loaded first. */
+si_ret si_runtime_init(void);
+
+#endif

@@ -1,0 +1,678 @@
+#include "si_pool.h"
+
+/* A worker whose interpreter's end hangs (a thread that a task left behind)
+ * is given this long before it is left where it is. */
+#define FINISH_GRACE 1000000000LL
+
+/* Guards: the list of pools. */
+static si_mutex pools_mu;
+static si_pool *pools;
+static uint64_t next_pool_id = 1;
+
+si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name)
+{
+    si_pool *p = NULL;
+    if (posix_memalign((void **)&p, 64, sizeof *p) != 0)
+        return NULL;
+    memset(p, 0, sizeof *p);
+    atomic_init(&p->refs, 1);
+    p->generation = si_generation();
+    p->creator = creator->interp_id;
+    p->max_workers = max_workers;
+    p->max_tasks = max_tasks;
+    p->stack_size = 16u << 20;
+    strncpy(p->name, name, sizeof p->name - 1);
+    si_msg_init(&p->boot);
+    si_msg_init(&p->initializer);
+    si_msg_init(&p->reason);
+    si_spin_init(&p->worker_spin);
+    si_spin_init(&p->caller_spin);
+    si_lock(&pools_mu);
+    p->id = next_pool_id++;
+    p->all_next = pools;
+    if (pools)
+        pools->all_prev = p;
+    pools = p;
+    si_unlock(&pools_mu);
+    SI_COUNT(pools, 1);
+    return p;
+}
+
+/* A task taken out of a queue that no worker will run; consumes the queue's
+ * reference. Nothing to do if somebody cancelled it before. */
+static void finish_unrun(si_task *t, si_task_state state, const char *reason)
+{
+    if (!si_task_start(t)) {
+        si_task_release(t);
+        return;
+    }
+    si_msg_clear(&t->msg);
+    if (reason)
+        (void)si_put(&t->msg, reason, strlen(reason));
+    si_task_finish(t, state);
+}
+
+static void pool_free(si_pool *p)
+{
+    /* No worker is left (each holds a reference), so nobody runs these. */
+    while (p->head) {
+        si_task *t = (si_task *)p->head;
+        p->head = p->head->next;
+        finish_unrun(t, SI_LOST, "the pool is gone");
+    }
+    si_output *o = p->out_head;
+    while (o) {
+        si_output *next = o->next;
+        free(o);
+        o = next;
+    }
+    si_msg_clear(&p->boot);
+    si_msg_clear(&p->initializer);
+    si_msg_clear(&p->reason);
+    free(p);
+    SI_COUNT(pools, -1);
+}
+
+void si_pool_release(si_pool *p)
+{
+    int refs = atomic_load_explicit(&p->refs, memory_order_relaxed);
+    while (refs > 1) {
+        if (atomic_compare_exchange_weak_explicit(&p->refs, &refs, refs - 1,
+                memory_order_acq_rel, memory_order_relaxed))
+            return;
+    }
+    /* The last one goes under the lock, so that no look-up revives it. */
+    si_lock(&pools_mu);
+    if (atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) != 1) {
+        si_unlock(&pools_mu);
+        return;
+    }
+    if (p->all_prev)
+        p->all_prev->all_next = p->all_next;
+    else if (pools == p)
+        pools = p->all_next;
+    if (p->all_next)
+        p->all_next->all_prev = p->all_prev;
+    si_unlock(&pools_mu);
+    if (p->generation == si_generation())
+        pool_free(p);
+    /* else: the parent's threads may have left it half changed; leave it */
+}
+
+si_pool *si_pool_find(uint64_t id)
+{
+    si_lock(&pools_mu);
+    si_pool *p = pools;
+    while (p && p->id != id)
+        p = p->all_next;
+    if (p)
+        si_pool_retain(p);
+    si_unlock(&pools_mu);
+    return p;
+}
+
+size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
+{
+    size_t n = 0;
+    si_lock(&pools_mu);
+    for (si_pool *p = pools; p; p = p->all_next) {
+        if (p->creator == creator && p->generation == si_generation()) {
+            if (n < max)
+                ids[n] = p->id;
+            n++;
+        }
+    }
+    si_unlock(&pools_mu);
+    return n;
+}
+
+/* ---- waking and starting --------------------------------------------------- */
+
+/* What to do once the lock is released. */
+typedef struct {
+    si_worker *wake;
+    si_worker *start;
+} after_unlock;
+
+static void wake_worker(si_worker *w)
+{
+    atomic_store_explicit(&w->wake, 1, memory_order_release);
+    si_futex_wake(&w->wake, 1);
+    si_worker_release(w);
+}
+
+static void set_head(si_pool *p, si_node *head)
+{
+    p->head = head;
+    if (!head)
+        p->tail = NULL;
+    atomic_store_explicit(&p->hint, head, memory_order_release);
+}
+
+/* A worker struct that is counted from now on; its thread is started after
+ * the lock is released. */
+static si_worker *add_worker(si_pool *p)
+{
+    si_worker *w = calloc(1, sizeof *w);
+    if (!w)
+        return NULL;
+    atomic_init(&w->refs, 2);   /* the thread's and the list's */
+    si_pool_retain(p);
+    w->pool = p;
+    w->index = p->n_made++;
+    w->counted = true;
+    w->next = p->workers;
+    p->workers = w;
+    p->n_workers++;
+    p->n_alive++;
+    p->n_starting++;
+    atomic_store(&p->alive, (uint32_t)p->n_alive);
+    return w;
+}
+
+/* Somebody should look at the queue: decide who. Lock held. */
+static void choose(si_pool *p, after_unlock *a)
+{
+    if (!p->head || atomic_load(&p->spinning))
+        return;
+    if (p->idle) {
+        si_worker *w = p->idle;
+        p->idle = w->idle_next;
+        w->idle = false;
+        atomic_fetch_add_explicit(&w->refs, 1, memory_order_relaxed);
+        a->wake = w;
+    }
+    else if (p->n_alive < p->max_workers && p->n_queued > (uint32_t)p->n_starting && !p->broken)
+        a->start = add_worker(p);
+}
+
+static void carry_out(si_pool *p, after_unlock *a)
+{
+    if (a->wake)
+        wake_worker(a->wake);
+    if (a->start && si_worker_start(a->start) != SI_OK) {
+        si_lock(&p->mu);
+        bool none = p->n_alive <= 1;
+        p->n_starting--;
+        si_unlock(&p->mu);
+        si_pool_worker_gone(p, a->start);
+        si_worker_release(a->start);
+        if (none)
+            si_pool_break(p, "no thread could be started for a worker (out of memory or of threads)");
+        si_pool_release(p);
+    }
+}
+
+static si_ret refuse(si_pool *p)
+{
+    if (p->generation != si_generation())
+        return SI_FORKED;
+    return SI_OK;
+}
+
+static si_ret push_locked(si_pool *p, si_task *t)
+{
+    if (p->broken)
+        return SI_BROKEN;
+    if (p->closing)
+        return SI_SHUTDOWN;
+    t->pool = p;
+    t->node.next = NULL;
+    if (p->tail) {
+        p->tail->next = &t->node;
+        p->tail = &t->node;
+    }
+    else {
+        p->tail = &t->node;
+        set_head(p, &t->node);
+    }
+    p->n_queued++;
+    return SI_OK;
+}
+
+si_ret si_pool_push(si_pool *p, si_task *t)
+{
+    si_ret st = refuse(p);
+    if (st != SI_OK)
+        return st;
+    after_unlock a = {0};
+    si_lock(&p->mu);
+    st = push_locked(p, t);
+    if (st == SI_OK)
+        choose(p, &a);
+    si_unlock(&p->mu);
+    carry_out(p, &a);
+    return st;
+}
+
+static void unidle(si_pool *p, si_worker *w)
+{
+    for (si_worker **q = &p->idle; *q; q = &(*q)->idle_next) {
+        if (*q == w) {
+            *q = w->idle_next;
+            break;
+        }
+    }
+    w->idle = false;
+}
+
+si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
+{
+    *n = 0;
+    si_ret st = refuse(p);
+    if (st != SI_OK)
+        return st;
+    si_worker **started = calloc((size_t)p->max_workers, sizeof *started);
+    if (!started)
+        return SI_NOMEM;
+    int n_started = 0;
+    si_lock(&p->mu);
+    if (p->broken || p->closing)
+        st = p->broken ? SI_BROKEN : SI_SHUTDOWN;
+    while (st == SI_OK && p->n_alive < p->max_workers) {
+        si_worker *w = add_worker(p);
+        if (!w)
+            st = SI_NOMEM;
+        else
+            started[n_started++] = w;
+    }
+    if (st == SI_OK) {
+        for (si_worker *w = p->workers; w && *n < p->max_workers; w = w->next) {
+            uint32_t s = atomic_load(&w->state);
+            if (s != SI_W_STARTING && s != SI_W_IDLE && s != SI_W_RUNNING)
+                continue;
+            si_task *t = tasks[(*n)++];
+            t->pool = p;
+            t->node.next = NULL;
+            if (w->inbox_tail)
+                w->inbox_tail->next = &t->node;
+            else
+                w->inbox_head = &t->node;
+            w->inbox_tail = &t->node;
+            if (w->idle)
+                unidle(p, w);
+            atomic_store_explicit(&w->wake, 1, memory_order_release);
+            si_futex_wake(&w->wake, 1);
+        }
+    }
+    si_unlock(&p->mu);
+    for (int i = 0; i < n_started; i++) {
+        after_unlock a = {.start = started[i]};
+        carry_out(p, &a);
+    }
+    free(started);
+    return st;
+}
+
+/* ---- the worker's side ----------------------------------------------------- */
+
+static si_task *take_locked(si_pool *p, si_worker *w)
+{
+    si_node *node;
+    if (w->inbox_head) {
+        node = w->inbox_head;
+        w->inbox_head = node->next;
+        if (!w->inbox_head)
+            w->inbox_tail = NULL;
+    }
+    else if (p->head) {
+        node = p->head;
+        set_head(p, node->next);
+        p->n_queued--;
+    }
+    else
+        return NULL;
+    return (si_task *)node;
+}
+
+static bool spin_for_work(si_pool *p, si_worker *w)
+{
+    if (si_cores < 2 || p->n_workers > si_cores)
+        return false;
+    int64_t budget = si_spin_budget(&p->worker_spin);
+    if (budget <= 0 || atomic_exchange(&p->spinning, true))
+        return false;
+    int64_t until = si_now() + budget;
+    bool found = false;
+    do {
+        for (int i = 0; i < 32 && !found; i++) {
+            found = atomic_load_explicit(&p->hint, memory_order_relaxed)
+                    || atomic_load_explicit(&w->wake, memory_order_relaxed);
+            si_relax();
+        }
+    } while (!found && si_now() < until);
+    /* Before the lock is taken: a pusher that still sees `spinning` wakes
+     * nobody, but its task is then in the queue, and we look under the lock. */
+    atomic_store(&p->spinning, false);
+    si_spin_learn(&p->worker_spin, found);
+    return found;
+}
+
+si_task *si_pool_next(si_pool *p, si_worker *w)
+{
+    after_unlock a = {0};
+    si_lock(&p->mu);
+    si_task *t = take_locked(p, w);
+    bool end = !t && (p->closing || p->broken);
+    if (t)
+        choose(p, &a);
+    si_unlock(&p->mu);
+    carry_out(p, &a);
+    if (t || end)
+        return t;
+
+    PyThreadState *ts = PyEval_SaveThread();
+    for (;;) {
+        spin_for_work(p, w);
+        a = (after_unlock){0};
+        si_lock(&p->mu);
+        t = take_locked(p, w);
+        end = !t && (p->closing || p->broken);
+        if (!t && !end) {
+            if (!w->idle) {
+                w->idle = true;
+                w->idle_next = p->idle;
+                p->idle = w;
+            }
+            atomic_store_explicit(&w->wake, 0, memory_order_relaxed);
+        }
+        else {
+            if (w->idle)
+                unidle(p, w);
+            if (t)
+                choose(p, &a);
+        }
+        si_unlock(&p->mu);
+        carry_out(p, &a);
+        if (t || end)
+            break;
+        int64_t slept = si_now();
+        while (atomic_load_explicit(&w->wake, memory_order_acquire) == 0)
+            (void)si_futex_wait(&w->wake, 0, SI_FOREVER);
+        if (si_now() - slept < 60000)
+            si_spin_learn(&p->worker_spin, true);
+    }
+    PyEval_RestoreThread(ts);
+    return t;
+}
+
+void si_pool_worker_gone(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    if (!w->counted) {
+        si_unlock(&p->mu);
+        return;
+    }
+    w->counted = false;
+    if (w->idle)
+        unidle(p, w);
+    for (si_worker **q = &p->workers; *q; q = &(*q)->next) {
+        if (*q == w) {
+            *q = w->next;
+            break;
+        }
+    }
+    p->n_workers--;
+    p->n_alive--;
+    atomic_store(&p->alive, (uint32_t)p->n_alive);
+    si_node *inbox = w->inbox_head;
+    w->inbox_head = w->inbox_tail = NULL;
+    /* What it leaves in the queue needs somebody else. */
+    after_unlock a = {0};
+    choose(p, &a);
+    si_unlock(&p->mu);
+    si_futex_wake(&p->alive, INT32_MAX);
+    carry_out(p, &a);
+    while (inbox) {
+        si_task *t = (si_task *)inbox;
+        inbox = inbox->next;
+        finish_unrun(t, SI_LOST, "its worker ended first");
+    }
+    si_worker_release(w);   /* the list's */
+}
+
+/* ---- ending ---------------------------------------------------------------- */
+
+static void wake_all_locked(si_pool *p)
+{
+    for (si_worker *w = p->workers; w; w = w->next) {
+        atomic_store_explicit(&w->wake, 1, memory_order_release);
+        si_futex_wake(&w->wake, 1);
+    }
+}
+
+/* Unhook the queue; the caller finishes the tasks after the unlock. */
+static si_node *drain_locked(si_pool *p)
+{
+    si_node *all = p->head;
+    set_head(p, NULL);
+    p->n_queued = 0;
+    for (si_worker *w = p->workers; w; w = w->next) {
+        if (w->inbox_head) {
+            w->inbox_tail->next = all;
+            all = w->inbox_head;
+            w->inbox_head = w->inbox_tail = NULL;
+        }
+    }
+    return all;
+}
+
+void si_pool_close(si_pool *p, bool cancel, bool give_up)
+{
+    if (p->generation != si_generation())
+        return;
+    si_node *dropped = NULL;
+    si_lock(&p->mu);
+    p->closing = true;
+    if (give_up)
+        p->given_up = true;
+    if (cancel)
+        dropped = drain_locked(p);
+    wake_all_locked(p);
+    si_unlock(&p->mu);
+    while (dropped) {
+        si_task *t = (si_task *)dropped;
+        dropped = dropped->next;
+        finish_unrun(t, SI_CANCELLED, NULL);
+    }
+}
+
+bool si_pool_is_broken(si_pool *p)
+{
+    si_lock(&p->mu);
+    bool b = p->broken;
+    si_unlock(&p->mu);
+    return b;
+}
+
+bool si_pool_is_closing(si_pool *p)
+{
+    si_lock(&p->mu);
+    bool b = p->closing;
+    si_unlock(&p->mu);
+    return b;
+}
+
+char *si_pool_reason(si_pool *p)
+{
+    si_lock(&p->mu);
+    char *copy = strndup(p->reason.data, p->reason.len);
+    si_unlock(&p->mu);
+    return copy;
+}
+
+void si_pool_break(si_pool *p, const char *reason)
+{
+    si_lock(&p->mu);
+    if (!p->broken) {
+        p->broken = true;
+        (void)si_put(&p->reason, reason, strlen(reason));
+    }
+    si_node *lost = drain_locked(p);
+    wake_all_locked(p);
+    si_unlock(&p->mu);
+    while (lost) {
+        si_task *t = (si_task *)lost;
+        lost = lost->next;
+        finish_unrun(t, SI_LOST, reason);
+    }
+}
+
+si_ret si_pool_join(si_pool *p, int64_t deadline)
+{
+    if (p->generation != si_generation())
+        return SI_FORKED;
+    for (;;) {
+        uint32_t alive = atomic_load(&p->alive);
+        if (alive == 0)
+            return SI_OK;
+        int64_t now = si_now(), until = now + 50000000;
+        if (deadline < until)
+            until = deadline;
+        si_ret st = si_futex_wait(&p->alive, alive, until);
+        if (st == SI_INTR)
+            return st;
+        /* Leave behind those whose end hangs. */
+        si_worker *stuck = NULL;
+        si_lock(&p->mu);
+        for (si_worker *w = p->workers; w && !stuck; w = w->next) {
+            uint32_t s = SI_W_FINISHING;
+            if (si_now() - atomic_load(&w->since) > FINISH_GRACE
+                && atomic_compare_exchange_strong(&w->state, &s, SI_W_ABANDONED)) {
+                stuck = w;
+                atomic_fetch_add(&w->refs, 1);
+            }
+        }
+        si_unlock(&p->mu);
+        if (stuck) {
+            si_context_end(stuck->cx);
+            si_pool_worker_gone(p, stuck);
+            si_worker_release(stuck);
+        }
+        if (atomic_load(&p->alive) == 0)
+            return SI_OK;
+        if (deadline != SI_FOREVER && si_now() >= deadline)
+            return SI_TIMEOUT;
+        if (st == SI_TIMEOUT)
+            return SI_INTR; /* a slice ended: the caller looks at signals */
+    }
+}
+
+/* ---- waiting as a caller ----------------------------------------------------- */
+
+/* Every worker waits for this pool: true if none of them can go on. */
+static bool stuck_locked(si_pool *p)
+{
+    if (p->n_blocked < p->n_alive || p->n_alive < p->max_workers)
+        return false;
+    for (si_worker *w = p->workers; w; w = w->next) {
+        if (w->awaiting && SI_IS_FINAL(si_task_word(w->awaiting)))
+            return false;
+        if (w->awaiting_cq && si_cq_ready(w->awaiting_cq))
+            return false;
+    }
+    return true;
+}
+
+static bool block(si_pool *p, si_worker *self, si_task *t, si_cq *q)
+{
+    after_unlock a = {0};
+    si_lock(&p->mu);
+    self->awaiting = t;
+    self->awaiting_cq = q;
+    p->n_blocked++;
+    bool stuck = stuck_locked(p);
+    if (stuck) {
+        p->n_blocked--;
+        self->awaiting = NULL;
+        self->awaiting_cq = NULL;
+    }
+    else
+        choose(p, &a);
+    si_unlock(&p->mu);
+    carry_out(p, &a);
+    return !stuck;
+}
+
+static void unblock(si_pool *p, si_worker *self)
+{
+    si_lock(&p->mu);
+    p->n_blocked--;
+    self->awaiting = NULL;
+    self->awaiting_cq = NULL;
+    si_unlock(&p->mu);
+}
+
+static int64_t slice_end(int64_t deadline, bool slice)
+{
+    if (!slice)
+        return deadline;
+    int64_t end = si_now() + 50000000;
+    return end < deadline ? end : deadline;
+}
+
+si_ret si_pool_wait_task(si_pool *p, si_worker *self, si_task *t, int64_t deadline, bool slice)
+{
+    bool own = self && t->pool == self->pool && deadline == SI_FOREVER;
+    if (own && !block(self->pool, self, t, NULL))
+        return SI_DEADLOCK;
+    int64_t until = slice_end(deadline, slice);
+    si_ret st = si_task_wait(t, until, p ? &p->caller_spin : NULL);
+    if (own)
+        unblock(self->pool, self);
+    if (st == SI_TIMEOUT && until < deadline)
+        st = SI_INTR;
+    return st;
+}
+
+si_ret si_pool_wait_cq(si_pool *p, si_worker *self, si_cq *q, int64_t deadline, bool slice)
+{
+    bool own = self && p == self->pool && deadline == SI_FOREVER;
+    if (own && !block(p, self, NULL, q))
+        return SI_DEADLOCK;
+    int64_t until = slice_end(deadline, slice);
+    si_ret st = si_cq_wait(q, until, p ? &p->caller_spin : NULL);
+    if (own)
+        unblock(p, self);
+    if (st == SI_TIMEOUT && until < deadline)
+        st = SI_INTR;
+    return st;
+}
+
+/* ---- output of workers ------------------------------------------------------- */
+
+void si_pool_output(si_pool *p, int stream, const char *data, size_t n)
+{
+    si_output *o = malloc(sizeof *o + n);
+    if (!o)
+        return;
+    o->next = NULL;
+    o->stream = stream;
+    o->n = n;
+    memcpy(o->data, data, n);
+    si_lock(&p->out_mu);
+    if (p->out_tail)
+        p->out_tail->next = o;
+    else
+        p->out_head = o;
+    p->out_tail = o;
+    atomic_store_explicit(&p->has_output, true, memory_order_release);
+    si_unlock(&p->out_mu);
+}
+
+si_output *si_pool_take_output(si_pool *p)
+{
+    if (!atomic_load_explicit(&p->has_output, memory_order_acquire))
+        return NULL;
+    si_lock(&p->out_mu);
+    si_output *o = p->out_head;
+    p->out_head = p->out_tail = NULL;
+    atomic_store_explicit(&p->has_output, false, memory_order_relaxed);
+    si_unlock(&p->out_mu);
+    return o;
+}
+
+void si_pools_after_fork(void)
+{
+    atomic_store(&pools_mu.word, 0);
+}

@@ -1,0 +1,192 @@
+/* si_pool.h: workers, the queue they share, and how they sleep.
+ *
+ * One queue under one small lock: with tasks of a microsecond a lock-free
+ * queue gains little over an uncontended exchange, and a lock makes "queue
+ * empty, so sleep" and "worker asleep, so wake it" one decision. What costs
+ * is waking, so at most one idle worker spins for new work (the scheme of
+ * Go's scheduler: a pusher wakes nobody while somebody looks); when it takes
+ * a task and more remain, it wakes the next. Idle workers sleep on a word of
+ * their own and are woken last in, first out, while their caches are warm.
+ *
+ * Turned down: a queue per worker with stealing (needs a bound on imbalance
+ * that a pool of long tasks cannot give), a condition variable (every push
+ * would pay for the mutex hand-over). */
+#ifndef SI_POOL_H
+#define SI_POOL_H
+
+#include "si_codec.h" /* first: feature macros */
+
+#include <pthread.h>
+
+#include "si_task.h"
+
+typedef struct si_pool si_pool;
+
+typedef enum {
+    SI_W_STARTING = 0,  /* its thread creates the interpreter */
+    SI_W_IDLE,          /* waits, or is about to */
+    SI_W_RUNNING,       /* runs a task */
+    SI_W_FINISHING,     /* takes no more tasks; Python code of its end may run */
+    SI_W_ENDING,        /* inside Py_EndInterpreter */
+    SI_W_ENDED,
+    SI_W_ABANDONED,     /* its interpreter cannot be ended; left as it is until exit */
+    SI_W_JAILED,        /* exit took its lock away and its interpreter off the list */
+} si_worker_state;
+
+#define SI_FUNCTION_CACHE 64
+
+/* One native thread that lives inside one interpreter. */
+typedef struct si_worker {
+    si_pool *pool;              /* one reference, for the thread's life */
+    struct si_worker *next;     /* the pool's list; guarded by pool->mu */
+    struct si_worker *all_next, *all_prev; /* every live worker; guarded by workers_mu */
+    _Atomic int refs;           /* the thread, the pool's list */
+    _Atomic uint32_t state;     /* si_worker_state; changed by compare-and-swap where two sides may */
+    _Atomic int64_t since;      /* when it reached FINISHING */
+    bool counted;               /* in pool->n_alive; guarded by pool->mu */
+    int index;                  /* position in the pool; constant */
+    pthread_t thread;           /* constant once started */
+    PyInterpreterState *interp; /* set by the thread before it leaves STARTING */
+    PyThreadState *ts;          /* the thread's own */
+    si_context *cx;             /* one reference; set with interp */
+
+    /* guarded by pool->mu */
+    si_node *inbox_head, *inbox_tail;   /* tasks for this worker alone */
+    struct si_worker *idle_next;
+    bool idle;
+    si_task *awaiting;          /* waits without a deadline for this task of its own pool */
+    si_cq *awaiting_cq;         /* the same, for any of several */
+
+    si_word wake;               /* 1: look again; the idle worker sleeps on 0 */
+
+    /* the thread's own, under its interpreter's lock */
+    unsigned char dirty;        /* a stream of this interpreter holds text; written by Python through a memoryview */
+    struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
+    int64_t n_done;
+} si_worker;
+
+struct si_pool {
+    _Atomic int refs;           /* Python handles, workers, messages that carry it */
+    uint32_t generation;
+    uint64_t id;
+    int64_t creator;            /* id of the interpreter that made it; constant */
+    si_pool *all_next, *all_prev;   /* every live pool; guarded by pools_mu */
+
+    /* constant once made */
+    int max_workers;
+    int64_t max_tasks;          /* per interpreter; 0: no limit */
+    size_t stack_size;
+    char name[48];              /* prefix of the threads' names */
+    si_msg boot;                /* what a worker's interpreter is set up with */
+    si_msg initializer;         /* (function, args), or SI_FMT_NONE */
+
+    /* the queue, on a line of its own */
+    _Alignas(64) si_mutex mu;   /* guards what follows, up to `spinning` */
+    si_node *head, *tail;
+    uint32_t n_queued;
+    _Atomic int n_workers;      /* started and not ended; spinners read it without the lock */
+    int n_alive;                /* of them, those that still run or may run tasks */
+    int n_starting;
+    int n_made;                 /* ever: gives the index */
+    int n_blocked;              /* workers that wait for their own pool */
+    bool closing;               /* no new tasks; workers end when the queue is empty */
+    bool given_up;              /* exit need not wait for running tasks */
+    bool broken;
+    si_msg reason;              /* of broken: text */
+    si_worker *workers;         /* list */
+    si_worker *idle;            /* stack */
+    _Atomic bool spinning;      /* a worker looks at the queue: no need to wake one.
+                                   Set without the lock, read under it; see next_task */
+    _Atomic(si_node *) hint;    /* == head, for spinners to look at without the lock */
+
+    _Alignas(64) si_word alive; /* == n_alive; shutdown sleeps on it */
+    si_spin worker_spin, caller_spin;
+
+    /* output of workers for the creator's sys.stdout; out_mu guards it */
+    si_mutex out_mu;
+    struct si_output *out_head, *out_tail;
+    _Atomic bool has_output;
+    bool forward_output;        /* constant once made */
+};
+
+typedef struct si_output {
+    struct si_output *next;
+    int stream;                 /* 1 stdout, 2 stderr */
+    size_t n;
+    char data[];
+} si_output;
+
+si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name);
+static inline void si_pool_retain(si_pool *p)
+{
+    atomic_fetch_add_explicit(&p->refs, 1, memory_order_relaxed);
+}
+void si_pool_release(si_pool *p);
+si_pool *si_pool_find(uint64_t id); /* a new reference, or NULL */
+
+/* Queue a task; consumes one reference on success. SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_NOMEM. */
+si_ret si_pool_push(si_pool *p, si_task *t);
+/* One task for each worker, all of them started first. `tasks` holds
+ * max_workers tasks; *n is how many were taken. */
+si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n);
+/* Take no new tasks. cancel: those still queued are cancelled.
+ * give_up: exit does not wait for those that run. */
+void si_pool_close(si_pool *p, bool cancel, bool give_up);
+/* Wait until every worker has ended or was left behind. SI_OK, SI_TIMEOUT, SI_INTR, SI_FORKED. */
+si_ret si_pool_join(si_pool *p, int64_t deadline);
+/* No worker can run tasks any more: what waits is lost, with this reason. */
+void si_pool_break(si_pool *p, const char *reason);
+bool si_pool_is_broken(si_pool *p);
+bool si_pool_is_closing(si_pool *p);
+/* A copy of the reason, to be freed; "" if there is none. */
+char *si_pool_reason(si_pool *p);
+
+/* Wait as a caller: as si_task_wait or si_cq_wait, and SI_DEADLOCK if this
+ * thread is a worker of `p` and no worker is left to make progress. */
+si_ret si_pool_wait_task(si_pool *p, si_worker *self, si_task *t, int64_t deadline, bool slice);
+si_ret si_pool_wait_cq(si_pool *p, si_worker *self, si_cq *q, int64_t deadline, bool slice);
+
+/* The worker whose thread this is, or NULL. Root: asked by the entry points
+ * that wait. */
+si_worker *si_worker_self(void);
+
+/* For a worker's thread: the next task (its own lock is released while it
+ * waits), or NULL: end. */
+si_task *si_pool_next(si_pool *p, si_worker *w);
+/* The worker ends or is left behind: it is not counted any more. */
+void si_pool_worker_gone(si_pool *p, si_worker *w);
+si_ret si_worker_start(si_worker *w);
+void si_worker_release(si_worker *w);
+
+void si_pool_output(si_pool *p, int stream, const char *data, size_t n);
+si_output *si_pool_take_output(si_pool *p);
+
+/* Entry points of the upper layer, set once at its first load. Each is called
+ * with the lock of the interpreter whose context is given, in which the
+ * extension's module exists. */
+typedef struct {
+    PyObject *(*init_module)(void);     /* PyInit__core */
+    /* Append obj in the general form. 0, or -1 with an exception. */
+    int (*encode)(si_context *cx, si_msg *m, PyObject *obj);
+    PyObject *(*decode)(si_context *cx, si_msg *m, bool keep);
+} si_hooks;
+extern si_hooks si_python;
+
+/* A whole message's value. keep: leave the message as it is. New reference or
+ * NULL with an exception. */
+PyObject *si_value_decode(si_context *cx, si_msg *m, bool keep);
+/* 0, or -1 with an exception. The message is empty before. */
+int si_value_encode(si_context *cx, si_msg *m, PyObject *obj);
+/* The extension's module, loaded into this interpreter without the import
+ * system's detour through the main interpreter. */
+int si_load_core(si_context *cx);
+
+/* Exit: called by the main interpreter, holding its lock. */
+void si_exit_abandon(int64_t grace_ns);
+/* Ids of the pools an interpreter made; returns how many there are. */
+size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max);
+
+void si_message_after_fork(void);
+void si_pools_after_fork(void);
+
+#endif

@@ -1,0 +1,913 @@
+/* si_worker.c: a native thread inside an interpreter of its own.
+ *
+ * The thread is created by us and makes its interpreter itself. So it has one
+ * thread state for life, PyGILState_* and ctypes callbacks bind to the right
+ * interpreter, and no lock but its own interpreter's is ever taken on the way
+ * of a task. A threading.Thread of the main interpreter that switches over
+ * (what the standard library does) would need the main lock for each wait.
+ *
+ * Life: STARTING -> IDLE <-> RUNNING -> FINISHING -> ENDING -> ENDED. An
+ * interpreter may be ended only by its last thread state; if a task left
+ * threads that do not stop, or its code hangs, the interpreter is ABANDONED:
+ * it keeps running what runs, holds nothing of the library's, and is made
+ * harmless at exit (si_exit_abandon). */
+#include "si_pool.h"
+#include "si_channel.h"
+
+#include <marshal.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+
+si_hooks si_python;
+
+/* Guards: the list of live workers. */
+static si_mutex workers_mu;
+static si_worker *workers;
+
+static __thread si_worker *this_worker;
+
+si_worker *si_worker_self(void)
+{
+    return this_worker;
+}
+
+void si_worker_release(si_worker *w)
+{
+    if (atomic_fetch_sub_explicit(&w->refs, 1, memory_order_acq_rel) == 1)
+        free(w);
+}
+
+/* ---- values ---------------------------------------------------------------- */
+
+PyObject *si_value_decode(si_context *cx, si_msg *m, bool keep)
+{
+    if (m->format == SI_FMT_FAST) {
+        si_reader r;
+        si_reader_init(&r, m);
+        r.keep = keep;
+        return si_decode(&r);
+    }
+    if (m->format == SI_FMT_NONE) {
+        PyErr_SetString(PyExc_SystemError, "subinterp: an empty message was decoded");
+        return NULL;
+    }
+    if (!cx->core_loaded && si_load_core(cx) < 0)
+        return NULL;
+    return si_python.decode(cx, m, keep);
+}
+
+int si_value_encode(si_context *cx, si_msg *m, PyObject *obj)
+{
+    si_encoder e;
+    si_encoder_init(&e);
+    si_ret st = si_encode(&e, m, obj);
+    if (st == SI_OK) {
+        m->format = SI_FMT_FAST;
+        return 0;
+    }
+    si_msg_cut(m, 0, 0);
+    if (st == SI_NOMEM) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (!cx->core_loaded && si_load_core(cx) < 0)
+        return -1;
+    return si_python.encode(cx, m, obj);
+}
+
+/* ---- the extension's own module in a worker -------------------------------- */
+
+static PyObject *create_core(PyObject *self, PyObject *spec)
+{
+    (void)self;
+    PyObject *def = si_python.init_module();
+    if (!def)
+        return NULL;
+    /* Multi-phase: PyInit returned the definition. */
+    return PyModule_FromDefAndSpec((PyModuleDef *)def, spec);
+}
+
+static PyObject *exec_core(PyObject *self, PyObject *module)
+{
+    (void)self;
+    PyModuleDef *def = PyModule_GetDef(module);
+    if (!def || PyModule_ExecDef(module, def) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef create_core_def = {"create_core", create_core, METH_O, NULL};
+static PyMethodDef exec_core_def = {"exec_core", exec_core, METH_O, NULL};
+
+int si_load_core(si_context *cx)
+{
+    PyObject *m = PyImport_ImportModule("subinterp._core");
+    if (!m)
+        return -1;
+    Py_DECREF(m);
+    cx->core_loaded = true;
+    return 0;
+}
+
+/* ---- streams ---------------------------------------------------------------- */
+
+static PyObject *emit(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    (void)self;
+    Py_buffer b;
+    if (n != 2 || !this_worker) {
+        PyErr_SetString(PyExc_RuntimeError, "not in a worker");
+        return NULL;
+    }
+    int stream = (int)PyLong_AsLong(args[0]);
+    if ((stream == -1 && PyErr_Occurred()) || PyObject_GetBuffer(args[1], &b, PyBUF_SIMPLE) < 0)
+        return NULL;
+    Py_ssize_t len = b.len;
+    si_pool_output(this_worker->pool, stream, b.buf, (size_t)len);
+    PyBuffer_Release(&b);
+    return PyLong_FromSsize_t(len);
+}
+
+static PyMethodDef emit_def = {"emit", (PyCFunction)(void (*)(void))emit, METH_FASTCALL, NULL};
+
+static void flush_streams(si_worker *w)
+{
+    w->dirty = 0;
+    PyObject *r = PyObject_CallMethod(w->cx->worker_module, "flush", NULL);
+    if (r)
+        Py_DECREF(r);
+    else
+        PyErr_WriteUnraisable(NULL);
+}
+
+/* ---- failures ---------------------------------------------------------------- */
+
+/* The current exception as a tree of plain values (see _worker.describe). */
+static PyObject *describe_exception(si_worker *w)
+{
+    PyObject *exc = PyErr_GetRaisedException();
+    PyObject *tree = PyObject_CallMethod(w->cx->worker_module, "describe", "O", exc);
+    if (!tree) {
+        /* Describing failed as well (out of memory, recursion): say at least which. */
+        PyErr_Clear();
+        tree = Py_BuildValue("{s:s}", "text", Py_TYPE(exc)->tp_name);
+        if (!tree)
+            PyErr_Clear();
+    }
+    Py_DECREF(exc);
+    return tree;
+}
+
+static void fail_task(si_worker *w, si_task *t)
+{
+    PyObject *tree = describe_exception(w);
+    si_msg_clear(&t->msg);
+    si_encoder e;
+    si_encoder_init(&e);
+    if (tree && si_encode(&e, &t->msg, tree) == SI_OK)
+        t->msg.format = SI_FMT_FAST;
+    else
+        si_msg_cut(&t->msg, 0, 0);
+    Py_XDECREF(tree);
+}
+
+/* ---- functions --------------------------------------------------------------- */
+
+static void forget_function(si_worker *w, int i)
+{
+    w->cache[i].id = 0;
+    Py_CLEAR(w->cache[i].object);
+    if (w->cache[i].function) {
+        si_function_release(w->cache[i].function);
+        w->cache[i].function = NULL;
+    }
+}
+
+static void forget_retired(si_worker *w)
+{
+    for (int i = 0; i < SI_FUNCTION_CACHE; i++)
+        if (w->cache[i].function
+            && atomic_load_explicit(&w->cache[i].function->retired, memory_order_acquire))
+            forget_function(w, i);
+}
+
+/* The function as an object of this interpreter; a new reference. */
+static PyObject *resolve(si_worker *w, si_function *f)
+{
+    int i = (int)(f->id % SI_FUNCTION_CACHE);
+    if (w->cache[i].id == f->id)
+        return Py_NewRef(w->cache[i].object);
+    PyObject *object;
+    if (f->by_name) {
+        const char *module = f->msg.data, *name = module + strlen(module) + 1;
+        object = PyObject_CallMethod(w->cx->worker_module, "resolve", "ss", module, name);
+    }
+    else
+        object = si_value_decode(w->cx, &f->msg, true);
+    if (object && f->remember && !atomic_load_explicit(&f->retired, memory_order_acquire)) {
+        forget_function(w, i);
+        si_function_retain(f);
+        w->cache[i].id = f->id;
+        w->cache[i].function = f;
+        w->cache[i].object = Py_NewRef(object);
+    }
+    return object;
+}
+
+/* ---- running a task ------------------------------------------------------------ */
+
+#define SMALL_ARGS 8
+
+/* FAST form of a call: number of arguments, number of keywords, the values,
+ * then name and value of each keyword. */
+static PyObject *call_fast(PyObject *fn, si_msg *m)
+{
+    si_reader r;
+    si_reader_init(&r, m);
+    uint32_t n, n_kw;
+    if (!si_get_u32(&r, &n) || !si_get_u32(&r, &n_kw)) {
+        PyErr_SetString(PyExc_SystemError, "subinterp: a call does not decode");
+        return NULL;
+    }
+    PyObject *small[SMALL_ARGS + 1], **args = small;
+    if (n + n_kw > SMALL_ARGS) {
+        args = PyMem_Malloc((n + n_kw + 1) * sizeof *args);
+        if (!args)
+            return PyErr_NoMemory();
+    }
+    PyObject *result = NULL, *names = n_kw ? PyTuple_New(n_kw) : NULL;
+    uint32_t got = 0;
+    args++; /* room for PY_VECTORCALL_ARGUMENTS_OFFSET */
+    if (n_kw && !names)
+        goto done;
+    for (; got < n + n_kw; got++) {
+        if (got >= n) {
+            PyObject *name = si_decode(&r);
+            if (!name)
+                goto done;
+            PyUnicode_InternInPlace(&name);
+            PyTuple_SET_ITEM(names, got - n, name);
+        }
+        if (!(args[got] = si_decode(&r)))
+            goto done;
+    }
+    si_msg_clear(m);
+    result = PyObject_Vectorcall(fn, args, n | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+done:
+    for (uint32_t i = 0; i < got; i++)
+        Py_DECREF(args[i]);
+    Py_XDECREF(names);
+    if (--args != small)
+        PyMem_Free(args);
+    return result;
+}
+
+static PyObject *call_task(si_worker *w, si_task *t)
+{
+    si_context *cx = w->cx;
+    PyObject *fn = NULL, *value = NULL, *result = NULL;
+    if (t->kind == SI_CALL) {
+        if (!(fn = resolve(w, t->function)))
+            return NULL;
+        if (t->msg.format == SI_FMT_FAST)
+            result = call_fast(fn, &t->msg);
+        else if ((value = si_value_decode(cx, &t->msg, false))) {
+            si_msg_clear(&t->msg);
+            PyObject *kw = PyTuple_GET_ITEM(value, 1);
+            result = PyObject_Call(fn, PyTuple_GET_ITEM(value, 0), kw == Py_None ? NULL : kw);
+        }
+        Py_DECREF(fn);
+    }
+    else {
+        if (!(value = si_value_decode(cx, &t->msg, false)))
+            return NULL;
+        si_msg_clear(&t->msg);
+        if (t->kind == SI_CALL_PICKLED) {
+            PyObject *kw = PyTuple_GET_ITEM(value, 2);
+            result = PyObject_Call(PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
+                                   kw == Py_None ? NULL : kw);
+        }
+        else if ((fn = PyObject_GetAttr(cx->worker_module, PyTuple_GET_ITEM(value, 0)))) {
+            result = PyObject_Call(fn, PyTuple_GET_ITEM(value, 1), NULL);
+            Py_DECREF(fn);
+        }
+    }
+    Py_XDECREF(value);
+    return result;
+}
+
+/* A value of its own inside a message: tag, and the index of its part. */
+static int put_part(si_context *cx, si_msg *out, char tag, PyObject *obj)
+{
+    si_msg *sub = malloc(sizeof *sub);
+    if (!sub) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    si_msg_init(sub);
+    if (si_value_encode(cx, sub, obj) < 0) {
+        si_msg_clear(sub);
+        free(sub);
+        return -1;
+    }
+    uint32_t index = out->n_parts;
+    if (!si_put(out, &tag, 1) || !si_put_u32(out, index)
+        || !si_msg_part(out, SI_PART_MSG, sub, 0)) {
+        si_msg_clear(sub);
+        free(sub);
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+/* Results of a chunk, one after the other: a plain value as it is; 'X' and the
+ * tree of an exception; 'M' and a part, for a value in the general form; or
+ * 'G' and a part, a list of all results from here on, pickled together so
+ * that what they share is sent once. */
+typedef struct {
+    si_msg out;
+    PyObject *group;    /* list of (failed, value or tree); NULL: not begun */
+    bool failed;
+} chunk_results;
+
+static int put_failure(si_worker *w, chunk_results *c)
+{
+    PyObject *tree = describe_exception(w);
+    int bad = -1;
+    c->failed = true;
+    if (tree) {
+        si_encoder e;
+        si_encoder_init(&e);
+        size_t len = c->out.len;
+        uint32_t n_parts = c->out.n_parts;
+        if (c->group) {
+            PyObject *pair = PyTuple_Pack(2, Py_True, tree);
+            bad = pair ? PyList_Append(c->group, pair) : -1;
+            Py_XDECREF(pair);
+        }
+        else if (si_put(&c->out, "X", 1) && si_encode(&e, &c->out, tree) == SI_OK)
+            bad = 0;
+        else
+            si_msg_cut(&c->out, len, n_parts);
+        Py_DECREF(tree);
+    }
+    if (bad && !PyErr_Occurred())
+        PyErr_NoMemory();
+    return bad;
+}
+
+static int put_result(chunk_results *c, PyObject *r)
+{
+    if (!c->group) {
+        si_encoder e;
+        si_encoder_init(&e);
+        size_t len = c->out.len;
+        uint32_t n_parts = c->out.n_parts;
+        si_ret st = si_encode(&e, &c->out, r);
+        if (st == SI_OK)
+            return 0;
+        si_msg_cut(&c->out, len, n_parts);
+        if (st == SI_NOMEM) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        if (!(c->group = PyList_New(0)))
+            return -1;
+    }
+    PyObject *pair = PyTuple_Pack(2, Py_False, r);
+    int bad = pair ? PyList_Append(c->group, pair) : -1;
+    Py_XDECREF(pair);
+    return bad;
+}
+
+static int put_group(si_worker *w, chunk_results *c)
+{
+    if (!c->group)
+        return 0;
+    size_t len = c->out.len;
+    uint32_t n_parts = c->out.n_parts;
+    if (put_part(w->cx, &c->out, 'G', c->group) == 0)
+        return 0;
+    PyErr_Clear();
+    si_msg_cut(&c->out, len, n_parts);
+    /* Something in it cannot be sent: one by one, so that only that one fails. */
+    PyObject *group = c->group;
+    c->group = NULL;
+    int bad = 0;
+    for (Py_ssize_t i = 0; !bad && i < PyList_GET_SIZE(group); i++) {
+        PyObject *pair = PyList_GET_ITEM(group, i), *v = PyTuple_GET_ITEM(pair, 1);
+        if (PyTuple_GET_ITEM(pair, 0) == Py_True) {
+            si_encoder e;
+            si_encoder_init(&e);
+            if (!si_put(&c->out, "X", 1) || si_encode(&e, &c->out, v) != SI_OK)
+                bad = -1;
+        }
+        else if (put_part(w->cx, &c->out, 'M', v) < 0)
+            bad = put_failure(w, c);
+    }
+    Py_DECREF(group);
+    if (bad && !PyErr_Occurred())
+        PyErr_NoMemory();
+    return bad;
+}
+
+/* 0, or -1 with an exception that fails the chunk as a whole. Items that
+ * raise do not: each has its own outcome. */
+static int run_chunk(si_worker *w, si_task *t)
+{
+    chunk_results c = {.group = NULL, .failed = false};
+    si_msg_init(&c.out);
+    PyObject *items = NULL, *fn = resolve(w, t->function);
+    int bad = fn ? 0 : -1;
+    uint32_t arity = t->arity;
+    si_reader r;
+    if (!bad && t->msg.format == SI_FMT_FAST)
+        si_reader_init(&r, &t->msg);
+    else if (!bad && !(items = si_value_decode(w->cx, &t->msg, false)))
+        bad = -1;
+    PyObject *args[256 + 1];
+    for (uint32_t i = 0; !bad && i < t->n_items; i++) {
+        PyObject *result = NULL;
+        if (items) {
+            PyObject *item = PyList_GET_ITEM(items, i);
+            if (arity == SI_ARITY_STAR || arity > 1)
+                result = PyObject_Call(fn, item, NULL);
+            else
+                result = PyObject_CallOneArg(fn, item);
+        }
+        else if (arity == SI_ARITY_STAR) {
+            PyObject *item = si_decode(&r);
+            if (!item) {
+                bad = -1;
+                break;
+            }
+            result = PyObject_Call(fn, item, NULL);
+            Py_DECREF(item);
+        }
+        else {
+            uint32_t got = 0;
+            while (got < arity && (args[got + 1] = si_decode(&r)))
+                got++;
+            if (got == arity)
+                result = PyObject_Vectorcall(fn, args + 1,
+                                             arity | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+            else
+                bad = -1;
+            while (got)
+                Py_DECREF(args[got--]);
+            if (bad)
+                break;
+        }
+        if (result) {
+            bad = put_result(&c, result);
+            Py_DECREF(result);
+        }
+        else
+            bad = put_failure(w, &c);
+    }
+    if (!bad)
+        bad = put_group(w, &c);
+    Py_XDECREF(fn);
+    Py_XDECREF(items);
+    Py_XDECREF(c.group);
+    if (!bad) {
+        si_msg_clear(&t->msg);
+        si_msg_move(&t->msg, &c.out);
+        t->msg.format = SI_FMT_FAST;
+        t->failed_items = c.failed;
+    }
+    else
+        si_msg_clear(&c.out);
+    return bad;
+}
+
+static void run_task(si_worker *w, si_task *t)
+{
+    if (!si_task_start(t)) {
+        si_task_release(t);
+        return;
+    }
+    si_task_state outcome = SI_DONE;
+    if (t->kind == SI_CHUNK) {
+        int64_t begin = si_now();
+        if (run_chunk(w, t) < 0) {
+            fail_task(w, t);
+            outcome = SI_FAILED;
+        }
+        t->run_ns = si_now() - begin;
+    }
+    else {
+        PyObject *result = call_task(w, t);
+        if (result) {
+            si_msg_clear(&t->msg);
+            if (si_value_encode(w->cx, &t->msg, result) < 0) {
+                Py_DECREF(result);
+                result = NULL;
+            }
+        }
+        if (result)
+            Py_DECREF(result);
+        else {
+            fail_task(w, t);
+            outcome = SI_FAILED;
+        }
+    }
+    /* What the task printed is out before anybody learns that it is done. */
+    if (w->dirty)
+        flush_streams(w);
+    w->n_done++;
+    si_task_finish(t, outcome);
+}
+
+/* ---- making and ending the interpreter ------------------------------------------ */
+
+static bool worker_becomes(si_worker *w, uint32_t from, uint32_t to)
+{
+    return atomic_compare_exchange_strong(&w->state, &from, to);
+}
+
+/* This thread must never run Python code again. */
+static _Noreturn void park(void)
+{
+    for (;;)
+        pause();
+}
+
+static int make_worker_module(si_worker *w)
+{
+    si_pool *p = w->pool;
+    PyObject *boot = si_value_decode(w->cx, &p->boot, true);
+    if (!boot)
+        return -1;
+    PyObject *code = NULL, *module = NULL, *r = NULL, *dirty = NULL, *create = NULL,
+             *exec = NULL, *out = NULL;
+    PyObject *source = PyDict_GetItemString(boot, "worker_code");
+    if (source && PyBytes_Check(source))
+        code = PyMarshal_ReadObjectFromString(PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source));
+    if (code)
+        module = PyImport_ExecCodeModule("subinterp._worker", code);
+    if (module)
+        dirty = PyMemoryView_FromMemory((char *)&w->dirty, 1, PyBUF_WRITE);
+    if (dirty) {
+        create = PyCFunction_New(&create_core_def, NULL);
+        exec = PyCFunction_New(&exec_core_def, NULL);
+        out = PyCFunction_New(&emit_def, NULL);
+    }
+    if (create && exec && out)
+        r = PyObject_CallMethod(module, "boot", "OiOOOO", boot, w->index, dirty, create, exec, out);
+    if (r)
+        w->cx->worker_module = Py_NewRef(module);
+    else if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_SystemError, "subinterp: a worker's set-up does not decode");
+    int bad = r ? 0 : -1;
+    Py_XDECREF(r);
+    Py_XDECREF(out);
+    Py_XDECREF(exec);
+    Py_XDECREF(create);
+    Py_XDECREF(dirty);
+    Py_XDECREF(module);
+    Py_XDECREF(code);
+    Py_DECREF(boot);
+    return bad;
+}
+
+static void break_with_exception(si_worker *w, const char *what)
+{
+    PyObject *exc = PyErr_GetRaisedException();
+    PyObject *text = NULL;
+    if (w->cx && w->cx->worker_module)
+        text = PyObject_CallMethod(w->cx->worker_module, "text_of", "O", exc);
+    if (!text) {
+        PyErr_Clear();
+        text = PyObject_Repr(exc);
+    }
+    const char *s = text ? PyUnicode_AsUTF8(text) : NULL;
+    PyErr_Clear();
+    char *reason = NULL;
+    if (asprintf(&reason, "%s\n%s", what, s ? s : "(no details)") < 0)
+        reason = NULL;
+    si_pool_break(w->pool, reason ? reason : what);
+    free(reason);
+    Py_XDECREF(text);
+    Py_DECREF(exc);
+}
+
+static int run_initializer(si_worker *w)
+{
+    si_msg *m = &w->pool->initializer;
+    if (m->format == SI_FMT_NONE)
+        return 0;
+    PyObject *value = si_value_decode(w->cx, m, true), *r = NULL;
+    if (value)
+        r = PyObject_Call(PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1), NULL);
+    Py_XDECREF(value);
+    if (w->dirty)
+        flush_streams(w);
+    if (!r)
+        return -1;
+    Py_DECREF(r);
+    return 0;
+}
+
+/* Create the interpreter; on success its lock is held. On failure the pool is
+ * broken and no lock is held (made == false) or it is (made == true). */
+static bool begin_interpreter(si_worker *w, bool *made)
+{
+    *made = false;
+    PyInterpreterConfig config = {
+        .use_main_obmalloc = 0,
+        .allow_fork = 0,
+        .allow_exec = 0,
+        .allow_threads = 1,
+        /* Left-over daemon threads are what abandoning is for. */
+        .allow_daemon_threads = 1,
+        .check_multi_interp_extensions = 1,
+        .gil = PyInterpreterConfig_OWN_GIL,
+    };
+    PyThreadState *ts = NULL;
+    PyStatus status = Py_NewInterpreterFromConfig(&ts, &config);
+    if (PyStatus_Exception(status) || !ts) {
+        char reason[256];
+        snprintf(reason, sizeof reason, "an interpreter could not be created: %s",
+                 status.err_msg ? status.err_msg : "out of memory");
+        si_pool_break(w->pool, reason);
+        return false;
+    }
+    *made = true;
+    w->ts = ts;
+    w->interp = PyThreadState_GetInterpreter(ts);
+    w->cx = si_context_of(w->interp);
+    if (w->cx)
+        atomic_fetch_add(&w->cx->refs, 1);
+    if (!w->cx || make_worker_module(w) < 0) {
+        break_with_exception(w, "a worker's interpreter could not be set up");
+        return false;
+    }
+    if (run_initializer(w) < 0) {
+        break_with_exception(w, "a worker's initializer failed");
+        return false;
+    }
+    return true;
+}
+
+/* Only the last thread state of an interpreter may end it. Threads that were
+ * joined may still be deleting theirs. */
+static bool only_thread(si_worker *w)
+{
+    for (int i = 0; i < 200; i++) {
+        if (PyInterpreterState_ThreadHead(w->interp) == w->ts && !PyThreadState_Next(w->ts))
+            return true;
+        /* Daemon threads do not go by waiting. */
+        if (i == 20 && w->cx->worker_module) {
+            PyObject *r = PyObject_CallMethod(w->cx->worker_module, "only_daemons_left", NULL);
+            bool daemons = r == Py_True;
+            Py_XDECREF(r);
+            PyErr_Clear();
+            if (daemons)
+                return false;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        usleep(500);
+        Py_END_ALLOW_THREADS
+    }
+    return false;
+}
+
+/* Returns true if the interpreter has ended; false: it is abandoned, and its
+ * lock is not held any more. */
+static bool end_interpreter(si_worker *w, bool recycle)
+{
+    atomic_store(&w->since, si_now());
+    uint32_t s = atomic_load(&w->state);
+    while (s < SI_W_FINISHING && !atomic_compare_exchange_weak(&w->state, &s, SI_W_FINISHING))
+        ;
+    for (int i = 0; i < SI_FUNCTION_CACHE; i++)
+        forget_function(w, i);
+    if (w->cx && w->cx->worker_module) {
+        /* Joins the threads that tasks left behind: may take any time. */
+        PyObject *r = PyObject_CallMethod(w->cx->worker_module, "finish", NULL);
+        if (r)
+            Py_DECREF(r);
+        else
+            PyErr_WriteUnraisable(NULL);
+    }
+    bool last = w->cx && only_thread(w);
+    bool mine = last && (worker_becomes(w, SI_W_FINISHING, SI_W_ENDING)
+                         || worker_becomes(w, SI_W_ABANDONED, SI_W_ENDING));
+    if (!mine) {
+        (void)worker_becomes(w, SI_W_FINISHING, SI_W_ABANDONED);
+        if (w->cx)
+            si_context_end(w->cx);
+        PyEval_SaveThread();
+        return false;
+    }
+    Py_CLEAR(w->cx->worker_module);
+    si_context_end(w->cx);
+    Py_EndInterpreter(w->ts);
+    w->ts = NULL;
+    w->interp = NULL;
+    si_context_release(w->cx);
+    w->cx = NULL;
+    if (recycle)
+        (void)worker_becomes(w, SI_W_ENDING, SI_W_STARTING);
+    return true;
+}
+
+static void left_starting(si_worker *w)
+{
+    si_lock(&w->pool->mu);
+    w->pool->n_starting--;
+    si_unlock(&w->pool->mu);
+}
+
+/* Every task of one interpreter. True: recycle. */
+static bool serve(si_worker *w)
+{
+    si_pool *p = w->pool;
+    uint32_t retired = atomic_load(&si_functions_retired);
+    int64_t begun = w->n_done;
+    for (unsigned n = 1;; n++) {
+        if (p->max_tasks && w->n_done - begun >= p->max_tasks)
+            return true;
+        uint32_t now_retired = atomic_load_explicit(&si_functions_retired, memory_order_acquire);
+        if (now_retired != retired) {
+            retired = now_retired;
+            forget_retired(w);
+        }
+        si_task *t = si_pool_next(p, w);
+        if (!t)
+            return false;
+        if (!worker_becomes(w, SI_W_IDLE, SI_W_RUNNING)) {
+            /* Jailed at exit. */
+            PyEval_SaveThread();
+            park();
+        }
+        run_task(w, t);
+        if (!worker_becomes(w, SI_W_RUNNING, SI_W_IDLE)) {
+            PyEval_SaveThread();
+            park();
+        }
+        /* Tasks that are C functions never reach the eval loop, where other
+         * threads of this interpreter get their turn. */
+        if (n % 256 == 0) {
+            Py_BEGIN_ALLOW_THREADS
+            Py_END_ALLOW_THREADS
+        }
+    }
+}
+
+static void unlist(si_worker *w)
+{
+    si_lock(&workers_mu);
+    if (w->all_prev)
+        w->all_prev->all_next = w->all_next;
+    else if (workers == w)
+        workers = w->all_next;
+    if (w->all_next)
+        w->all_next->all_prev = w->all_prev;
+    si_unlock(&workers_mu);
+    SI_COUNT(workers, -1);
+}
+
+static void *worker_main(void *arg)
+{
+    si_worker *w = arg;
+    si_pool *p = w->pool;
+    bool recycle = false, ended = true, counted_start = true;
+    this_worker = w;
+    char name[16];
+    snprintf(name, sizeof name, "%.11s-%d", p->name[0] ? p->name : "subinterp", w->index);
+    pthread_setname_np(pthread_self(), name);
+    do {
+        bool made, ok = begin_interpreter(w, &made);
+        if (counted_start)
+            left_starting(w);
+        counted_start = false;
+        recycle = false;
+        if (ok) {
+            if (!worker_becomes(w, SI_W_STARTING, SI_W_IDLE)) {
+                PyEval_SaveThread();
+                park();
+            }
+            recycle = serve(w);
+        }
+        ended = made ? end_interpreter(w, recycle) : true;
+    } while (recycle && ended);
+    if (ended)
+        atomic_store(&w->state, SI_W_ENDED);
+    if (ended)
+        unlist(w);
+    si_pool_worker_gone(p, w);
+    if (!ended)
+        park();     /* its thread state stays; the thread must not run on */
+    si_worker_release(w);
+    si_pool_release(p);
+    return NULL;
+}
+
+si_ret si_worker_start(si_worker *w)
+{
+    si_lock(&workers_mu);
+    w->all_prev = NULL;
+    w->all_next = workers;
+    if (workers)
+        workers->all_prev = w;
+    workers = w;
+    si_unlock(&workers_mu);
+    SI_COUNT(workers, 1);
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, w->pool->stack_size);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_t thread;
+    int bad = pthread_create(&thread, &attr, worker_main, w);
+    pthread_attr_destroy(&attr);
+    if (bad) {
+        unlist(w);
+        return SI_NOMEM;
+    }
+    return SI_OK;
+}
+
+/* ---- exit ------------------------------------------------------------------------ */
+
+typedef struct {
+    PyInterpreterState *interp;
+    si_word inside;
+} jail;
+
+/* Takes the interpreter's lock and never gives it back: its Python code stops
+ * where it next asks for the lock, which is a safe point. */
+static void *jailer(void *arg)
+{
+    jail *j = arg;
+    PyThreadState *ts = PyThreadState_New(j->interp);
+    if (ts) {
+        PyEval_AcquireThread(ts);
+        atomic_store(&j->inside, 1);
+        si_futex_wake(&j->inside, 1);
+    }
+    park();
+}
+
+static void jail_interpreter(PyInterpreterState *interp)
+{
+    /* Never freed: the jailer may come later, or never. */
+    jail *j = calloc(1, sizeof *j);
+    pthread_t thread;
+    if (j) {
+        j->interp = interp;
+        if (pthread_create(&thread, NULL, jailer, j) == 0) {
+            pthread_detach(thread);
+            int64_t until = si_now() + 200000000;
+            while (atomic_load(&j->inside) == 0 && si_now() < until)
+                (void)si_futex_wait(&j->inside, 0, until);
+        }
+    }
+    si_runtime_unlink(interp);
+}
+
+/* Workers that have not ended, and may: true if there are any. */
+static bool any_live(bool ending_only)
+{
+    bool any = false;
+    si_lock(&workers_mu);
+    for (si_worker *w = workers; w && !any; w = w->all_next) {
+        uint32_t s = atomic_load(&w->state);
+        if (ending_only)
+            any = s == SI_W_STARTING || s == SI_W_ENDING;
+        else
+            any = s != SI_W_ABANDONED && s != SI_W_JAILED && s != SI_W_ENDED;
+    }
+    si_unlock(&workers_mu);
+    return any;
+}
+
+void si_exit_abandon(int64_t grace_ns)
+{
+    int64_t until = si_now() + grace_ns;
+    while (any_live(false) && si_now() < until)
+        usleep(1000);
+    /* Half-made and half-ended interpreters cannot be jailed: they finish. */
+    until = si_now() + 10000000000LL;
+    for (;;) {
+        PyInterpreterState *victim = NULL;
+        si_lock(&workers_mu);
+        for (si_worker *w = workers; w && !victim; w = w->all_next) {
+            uint32_t s = atomic_load(&w->state);
+            if ((s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING
+                 || s == SI_W_ABANDONED)
+                && atomic_compare_exchange_strong(&w->state, &s, SI_W_JAILED))
+                victim = w->interp;
+        }
+        si_unlock(&workers_mu);
+        if (victim)
+            jail_interpreter(victim);
+        else if (!any_live(true) || si_now() > until)
+            break;
+        else
+            usleep(1000);
+    }
+}
