@@ -99,7 +99,7 @@ class Case:
         Returns
         -------
         Spread or None
-            None if one of the two is missing, or zero.
+            None if one of the two is missing, or not above zero.
         """
         ours = ours or self.ours
         if ours not in self.spreads or rival not in self.spreads:
@@ -111,10 +111,10 @@ class Case:
         )
         if not self.figures[figure]["more_is_better"]:
             pairs = ((theirs, own) for own, theirs in pairs)
-        try:
-            return Spread(tuple(more / less for more, less in pairs), "x")
-        except ZeroDivisionError:
+        pairs = list(pairs)
+        if any(more <= 0 or less <= 0 for more, less in pairs):
             return None
+        return Spread(tuple(more / less for more, less in pairs), "x")
 
 
 @dataclass
