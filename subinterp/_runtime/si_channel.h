@@ -108,6 +108,35 @@ void si_async_cancel(si_async *a, si_side side);
 si_async *si_async_new(si_channel *c, si_cq *cq);
 void si_async_release(si_async *a);
 
+static inline void si_handle_init(si_handle *h, si_channel *c, si_side side)
+{
+    h->prev = h->next = NULL;
+    h->channel = c;
+    h->side = side;
+    atomic_init(&h->counted, true);
+}
+
+static inline bool si_handle_counted(si_handle *h)
+{
+    return atomic_load_explicit(&h->counted, memory_order_relaxed);
+}
+
+/* True for whoever may give the handle's count up. */
+static inline bool si_handle_claim_drop(si_handle *h)
+{
+    return atomic_exchange(&h->counted, false);
+}
+
+static inline int si_channel_size(si_channel *c)
+{
+    return (int)atomic_load_explicit(&c->count, memory_order_relaxed);
+}
+
+static inline int si_channel_handles(si_channel *c, si_side side)
+{
+    return atomic_load_explicit(&c->handles[side], memory_order_relaxed);
+}
+
 void si_channels_after_fork(void);
 
 #endif

@@ -47,6 +47,10 @@ typedef struct si_context {
  * that lives as long as the interpreter. Root: called with the lock of
  * `interp` held, at module load and worker start. NULL: exception set. */
 si_context *si_context_of(PyInterpreterState *interp);
+static inline void si_context_retain(si_context *cx)
+{
+    atomic_fetch_add_explicit(&cx->refs, 1, memory_order_relaxed);
+}
 void si_context_release(si_context *cx);
 /* Give up everything the interpreter holds; idempotent; any thread. */
 void si_context_end(si_context *cx);

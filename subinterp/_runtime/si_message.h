@@ -75,7 +75,6 @@ typedef enum {
     SI_FMT_NONE = 0,    /* no value */
     SI_FMT_FAST,        /* the codec's own form */
     SI_FMT_PICKLE,      /* a pickle, buffers and handles in parts */
-    SI_FMT_CLOUD,       /* a pickle that needs cloudpickle to load */
 } si_format;
 
 typedef struct {

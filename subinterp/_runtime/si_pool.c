@@ -493,6 +493,14 @@ bool si_pool_is_closing(si_pool *p)
     return b;
 }
 
+bool si_pool_given_up(si_pool *p)
+{
+    si_lock(&p->mu);
+    bool b = p->given_up;
+    si_unlock(&p->mu);
+    return b;
+}
+
 char *si_pool_reason(si_pool *p)
 {
     si_lock(&p->mu);

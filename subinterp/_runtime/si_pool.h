@@ -138,6 +138,7 @@ si_ret si_pool_join(si_pool *p, int64_t deadline);
 void si_pool_break(si_pool *p, const char *reason);
 bool si_pool_is_broken(si_pool *p);
 bool si_pool_is_closing(si_pool *p);
+bool si_pool_given_up(si_pool *p);
 /* A copy of the reason, to be freed; "" if there is none. */
 char *si_pool_reason(si_pool *p);
 
@@ -168,7 +169,7 @@ typedef struct {
     PyObject *(*init_module)(void);     /* PyInit__core */
     /* Append obj in the general form. 0, or -1 with an exception. */
     int (*encode)(si_context *cx, si_msg *m, PyObject *obj);
-    PyObject *(*decode)(si_context *cx, si_msg *m, bool keep);
+    PyObject *(*decode)(si_context *cx, si_msg *m, int keep);
 } si_hooks;
 extern si_hooks si_python;
 

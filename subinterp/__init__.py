@@ -1,0 +1,125 @@
+"""Pools of interpreters that run ordinary Python in parallel, in one process.
+
+Each worker is a native thread inside a CPython interpreter with a lock of its
+own (PEP 684). `InterpreterPool` is a `concurrent.futures.Executor`; channels
+and shared buffers exchange data between interpreters.
+
+The names below are loaded on first use, so that importing the package (which
+every worker may do) costs next to nothing.
+"""
+
+import sys
+import sysconfig
+from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 13):
+    raise ImportError(
+        "subinterp needs CPython 3.13 or newer; this is "
+        f"{sys.version_info.major}.{sys.version_info.minor}"
+    )
+if sys.implementation.name != "cpython":
+    raise ImportError(f"subinterp needs CPython; this is {sys.implementation.name}")
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise ImportError(
+        "subinterp needs a build of CPython with the GIL; this is a free-threaded build, "
+        "whose threads run in parallel already: use concurrent.futures.ThreadPoolExecutor"
+    )
+if sys.platform != "linux":
+    raise ImportError(f"subinterp runs on Linux with glibc only; this is {sys.platform}")
+
+_HOMES = {
+    "InterpreterPool": "pool",
+    "Future": "pool",
+    "create_channel": "channels",
+    "select": "channels",
+    "RecvChannel": "channels",
+    "SendChannel": "channels",
+    "SharedBuffer": "buffers",
+    "set_spin_time": "_core",
+    "SubinterpError": "errors",
+    "NotSendableError": "errors",
+    "RemoteError": "errors",
+    "RemoteTraceback": "errors",
+    "BrokenInterpreterPool": "errors",
+    "PoolDeadlockError": "errors",
+    "ChannelError": "errors",
+    "ChannelClosed": "errors",
+    "ChannelEmpty": "errors",
+    "ChannelFull": "errors",
+    "ChannelTimeout": "errors",
+    "SendTimeout": "errors",
+    "RecvTimeout": "errors",
+}
+_MODULES = ("interpreters", "pool", "channels", "buffers", "errors")
+
+if TYPE_CHECKING:
+    from subinterp import buffers, channels, errors, interpreters, pool
+    from subinterp._core import set_spin_time
+    from subinterp.buffers import SharedBuffer
+    from subinterp.channels import RecvChannel, SendChannel, create_channel, select
+    from subinterp.errors import (
+        BrokenInterpreterPool,
+        ChannelClosed,
+        ChannelEmpty,
+        ChannelError,
+        ChannelFull,
+        ChannelTimeout,
+        NotSendableError,
+        PoolDeadlockError,
+        RecvTimeout,
+        RemoteError,
+        RemoteTraceback,
+        SendTimeout,
+        SubinterpError,
+    )
+    from subinterp.pool import Future, InterpreterPool
+
+__all__ = [
+    "BrokenInterpreterPool",
+    "ChannelClosed",
+    "ChannelEmpty",
+    "ChannelError",
+    "ChannelFull",
+    "ChannelTimeout",
+    "Future",
+    "InterpreterPool",
+    "NotSendableError",
+    "PoolDeadlockError",
+    "RecvChannel",
+    "RecvTimeout",
+    "RemoteError",
+    "RemoteTraceback",
+    "SendChannel",
+    "SendTimeout",
+    "SharedBuffer",
+    "SubinterpError",
+    "buffers",
+    "channels",
+    "create_channel",
+    "errors",
+    "interpreters",
+    "pool",
+    "select",
+    "set_spin_time",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _MODULES:
+        return import_module(f"subinterp.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("subinterp")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'subinterp' has no attribute {name!r}")
+    value = getattr(import_module(f"subinterp.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

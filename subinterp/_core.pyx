@@ -1,0 +1,2700 @@
+# cython: language_level=3, subinterpreters_compatible=own_gil
+# cython: binding=False, embedsignature=False, cdivision=True
+"""The C layer as Python objects.
+
+Each class here is a thin owner of one C handle; policy and conventions live in
+the Python modules above. A C status becomes an exception in one place,
+`_check`. There are no `cdef` globals: they would be shared by all interpreters
+and reset by each that loads the module. What an interpreter needs of its own
+hangs on its context, looked up once, when the module is executed in it.
+
+On the way of a task no module state is touched in a worker: the generated
+lookups share a cache line between interpreters. Workers run in C.
+"""
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.memoryview cimport PyMemoryView_FromObject
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.math cimport isnan
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from subinterp._runtime cimport *
+
+cdef extern from "Python.h":
+    PyObject *PyIter_Next(PyObject *it)
+    int PyDict_Next(object d, Py_ssize_t *pos, PyObject **key, PyObject **value)
+    void *PyMem_RawMalloc(size_t n) nogil
+    Py_ssize_t PyObject_LengthHint(object o, Py_ssize_t default) except -1
+    object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
+    int PyBUF_READ
+    object PyWeakref_NewRef(object o, object callback)
+    bint PyFunction_Check(object o)
+    bint PyCFunction_Check(object o)
+    bint PyModule_Check(object o)
+    object PyErr_GetRaisedException()
+    void *PyCapsule_GetPointer(object capsule, const char *name) except NULL
+    int PyObject_GetBuffer(object o, Py_buffer *view, int flags) except -1
+    void PyBuffer_Release(Py_buffer *view)
+    int PyBuffer_ToContiguous(void *buf, const Py_buffer *view, Py_ssize_t len, char order) except -1
+    int PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_FULL_RO
+    PyObject *PyErr_Occurred()
+    void Py_DECREF_ptr "Py_DECREF" (PyObject *o)
+    int PyBuffer_FillInfo(Py_buffer *view, object o, void *buf, Py_ssize_t len, bint readonly, int flags) except -1
+    const Py_buffer *PyPickleBuffer_GetBuffer(object o) except NULL
+    bint PyPickleBuffer_Check(object o)
+
+cdef extern from "string.h" nogil:
+    int memcmp(const void *a, const void *b, size_t n)
+    void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
+
+cdef extern from *:
+    """
+    PyMODINIT_FUNC PyInit__core(void);
+    /* A Python-level new without argument tuples: the type's own slot. */
+    static inline PyObject *si_new_instance(PyObject *type, PyObject *empty)
+    {
+        return ((PyTypeObject *)type)->tp_new((PyTypeObject *)type, empty, NULL);
+    }
+    """
+    PyObject *PyInit__core() noexcept
+    object si_new_instance(object type, object empty)
+
+
+# ---- statuses and waiting ------------------------------------------------------
+
+cdef object _errors():
+    from subinterp import errors
+    return errors
+
+
+cdef int _check(si_ret st, object what=None) except -1:
+    """The one place where a status becomes an exception."""
+    if st == SI_OK:
+        return 0
+    if st == SI_NOMEM:
+        raise MemoryError
+    errors = _errors()
+    if st == SI_EMPTY:
+        raise errors.ChannelEmpty(what or "the channel is empty")
+    if st == SI_FULL:
+        raise errors.ChannelFull(what or "the channel is full")
+    if st == SI_CLOSED:
+        raise errors.ChannelClosed(what or "the channel is closed")
+    if st == SI_TIMEOUT:
+        raise TimeoutError(what or "timed out")
+    if st == SI_SHUTDOWN:
+        raise RuntimeError(what or "cannot schedule new futures after shutdown")
+    if st == SI_BROKEN:
+        raise errors.BrokenInterpreterPool(what or "the pool is broken")
+    if st == SI_FORKED:
+        raise errors.BrokenInterpreterPool(
+            "it belongs to the parent of this forked process; make a new one here"
+        )
+    if st == SI_DEADLOCK:
+        raise errors.PoolDeadlockError(
+            "every worker of the pool waits for tasks in the pool's own queue; "
+            "use more workers, or a second pool for the inner tasks"
+        )
+    raise SystemError(f"subinterp: unexpected status {<int>st}")
+
+
+cdef int64_t _deadline(object timeout) except -1:
+    """Seconds (None: no limit) to an absolute time in ns."""
+    cdef double seconds
+    if timeout is None:
+        return SI_FOREVER
+    seconds = timeout
+    if isnan(seconds):
+        raise ValueError("timeout must not be NaN")
+    if seconds <= 0:
+        return si_now()
+    if seconds > 9e9:
+        return SI_FOREVER
+    return si_now() + <int64_t>(seconds * 1e9)
+
+
+def check_timeout(timeout):
+    """Validate a timeout of a channel operation; None or a number of seconds >= 0."""
+    if timeout is not None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            try:
+                float(timeout)
+            except TypeError:
+                raise TypeError(
+                    f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+                ) from None
+        if timeout < 0:
+            raise ValueError("timeout must be non-negative")
+    return timeout
+
+
+# ---- the interpreter's context ----------------------------------------------------
+
+cdef class Context:
+    """What this interpreter needs of its own; one instance, `_context`."""
+    cdef si_context *cx
+    cdef readonly object notifier       # the _Notifier, or None
+
+
+cdef Context _new_context():
+    cdef Context c = Context.__new__(Context)
+    c.cx = si_context_of(PyInterpreterState_Get())
+    c.cx.core_loaded = True
+    c.notifier = None
+    return c
+
+
+# ---- messages in the general form --------------------------------------------------
+
+cdef class MessageBuffer:
+    """Memory of a received out-of-band buffer; the receiver's objects use it in place."""
+    cdef si_block *block
+
+    def __dealloc__(self):
+        if self.block != NULL:
+            si_block_release(self.block)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.block.data, <Py_ssize_t>self.block.size,
+                          self.block.readonly, flags)
+
+
+cdef class _Carrier:
+    """Stands in a pickle for a thing the message itself carries.
+
+    Pickle hands it to the buffer callback; on the other side the thing comes
+    out of the list of buffers. It must look writable, or pickle wraps what
+    comes out in a read-only memoryview.
+    """
+    cdef object thing
+    cdef char byte
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, &self.byte, 1, False, flags)
+
+
+def received(thing):
+    """What a message carried, as the pickle's constructor call returns it."""
+    return thing
+
+
+def memoryview_from(buffer, format, shape, bint readonly):
+    """A memoryview of a received buffer, as the sender's was."""
+    view = memoryview(buffer)
+    if format != "B" or len(shape) != 1:
+        view = view.cast(format, shape) if view.nbytes else memoryview(b"").cast(format)
+    return view.toreadonly() if readonly else view
+
+
+def shared_view(SharedMemory shared, Py_ssize_t offset, Py_ssize_t nbytes, format, shape, bint readonly):
+    """A memoryview of a part of a SharedBuffer, over the same memory."""
+    view = memoryview(shared)[offset:offset + nbytes]
+    if format != "B" or len(shape) != 1:
+        view = view.cast(format, shape)
+    return view.toreadonly() if readonly else view
+
+
+def array_from(typecode, buffer):
+    """An array.array of a received buffer's content."""
+    from array import array
+    made = array(typecode)
+    made.frombytes(buffer)
+    return made
+
+
+cdef class MessageWriter:
+    """Where a pickler writes one message: its file, its dispatch table, and
+    the owner of the buffers and handles that travel beside the bytes.
+
+    mode: "call" (to a worker), "result" (back to a caller), "message".
+    """
+    cdef si_msg *msg            # borrowed; lives as long as the encoding
+    cdef si_context *cx
+    cdef readonly str mode
+    cdef object array_type
+    cdef readonly list keep     # buffers' owners, until the message is complete
+
+    def write(self, data):
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if not si_put(self.msg, view.buf, <size_t>view.len):
+                raise MemoryError
+            return view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    # As the pickler's dispatch_table.
+    def __getitem__(self, cls):
+        if self.handles(cls):
+            return self.reduce
+        import copyreg
+        return copyreg.dispatch_table[cls]
+
+    def handles(self, cls):
+        """True if objects of this type travel in a way of their own."""
+        return (
+            cls is memoryview
+            or (self.array_type is not None and cls is self.array_type)
+            or (isinstance(cls, type) and issubclass(cls, (ChannelEnd, SharedMemory, PoolCore)))
+        )
+
+    def reduce(self, obj):
+        """Reduce an object that `handles` accepted."""
+        from _pickle import PickleBuffer
+        if isinstance(obj, memoryview):
+            return self._reduce_memoryview(obj, PickleBuffer)
+        if isinstance(obj, (ChannelEnd, SharedMemory, PoolCore)):
+            return received, (PickleBuffer(_carrier(obj)),)
+        return _array_subclass(type(obj), obj, PickleBuffer)
+
+    def _reduce_memoryview(self, view, PickleBuffer):
+        cdef Py_buffer b
+        cdef SharedMemory shared
+        cdef Py_ssize_t offset
+        if not view.contiguous or view.ndim == 0:
+            return memoryview_from, (
+                PickleBuffer(bytearray(view.tobytes())), view.format,
+                view.shape or (1,), view.readonly,
+            )
+        if isinstance(view.obj, SharedMemory):
+            shared = view.obj
+            PyObject_GetBuffer(view, &b, PyBUF_FULL_RO)
+            offset = <char *>b.buf - shared.shared.data
+            PyBuffer_Release(&b)
+            return shared_view, (shared, offset, view.nbytes, view.format, view.shape, view.readonly)
+        return memoryview_from, (PickleBuffer(view), view.format, view.shape, view.readonly)
+
+    def __call__(self, pickle_buffer):
+        """The pickler's buffer_callback; returning None means out of band."""
+        cdef const Py_buffer *b = PyPickleBuffer_GetBuffer(pickle_buffer)
+        cdef si_block *block
+        if isinstance(<object>b.obj, _Carrier):
+            self._carry((<_Carrier>b.obj).thing)
+            return None
+        block = si_block_new(<size_t>b.len)
+        if block == NULL:
+            raise MemoryError
+        block.readonly = b.readonly
+        if b.len:
+            # The pickle holds the object, so its memory stays; others may run.
+            if b.len >= 1 << 20:
+                with nogil:
+                    memcpy(block.data, b.buf, <size_t>b.len)
+            else:
+                memcpy(block.data, b.buf, <size_t>b.len)
+        if not si_msg_part(self.msg, SI_PART_BLOCK, block, <size_t>b.len):
+            si_block_release(block)
+            raise MemoryError
+        return None
+
+    cdef int _carry(self, thing) except -1:
+        cdef ChannelEnd end
+        cdef SharedMemory shared
+        cdef PoolCore pool
+        if isinstance(thing, ChannelEnd):
+            end = thing
+            if not end.open:
+                raise _errors().ChannelClosed("a closed channel end cannot be sent")
+            _check(si_channel_add_handle(end.handle.channel, end.handle.side, False))
+            si_channel_retain(end.handle.channel)
+            if not si_msg_part(
+                self.msg, SI_PART_SENDER if end.handle.side == SI_SENDER else SI_PART_RECEIVER,
+                end.handle.channel, 0
+            ):
+                si_channel_drop_count(end.handle.channel, end.handle.side)
+                si_channel_release(end.handle.channel)
+                raise MemoryError
+        elif isinstance(thing, SharedMemory):
+            shared = thing
+            si_shared_retain(shared.shared)
+            if not si_msg_part(self.msg, SI_PART_SHARED, shared.shared, 0):
+                si_shared_release(shared.shared)
+                raise MemoryError
+        else:
+            pool = thing
+            si_pool_retain(pool.pool)
+            if not si_msg_part(self.msg, SI_PART_POOL, pool.pool, 0):
+                si_pool_release(pool.pool)
+                raise MemoryError
+        return 0
+
+
+cdef object _carrier(thing):
+    cdef _Carrier c = _Carrier.__new__(_Carrier)
+    c.thing = thing
+    return c
+
+
+cdef object _array_subclass(cls, obj, PickleBuffer):
+    if obj.typecode in "uw" or len(obj) == 0:
+        # Text has no buffer format that a PickleBuffer takes everywhere.
+        return array_from, (obj.typecode, obj.tobytes())
+    return array_from, (obj.typecode, PickleBuffer(obj))
+
+
+cdef MessageWriter _writer(si_context *cx, si_msg *msg, str mode):
+    import sys
+    cdef MessageWriter w = MessageWriter.__new__(MessageWriter)
+    w.msg = msg
+    w.cx = cx
+    w.mode = mode
+    array = sys.modules.get("array")
+    w.array_type = None if array is None else array.array
+    w.keep = []
+    return w
+
+
+cdef int _encode_general(si_context *cx, si_msg *msg, obj, str mode) except -1:
+    """Append obj as a pickle: plain if that does, else with cloudpickle.
+
+    A plain pickle names what `__main__` defines, which no other interpreter
+    has: its name in the bytes tells, at a fraction of what a look at every
+    object would cost. A false alarm only costs time.
+    """
+    cdef MessageWriter writer = _writer(cx, msg, mode)
+    cdef size_t start = msg.len
+    cdef uint32_t n_parts = msg.n_parts
+    import sys
+    from _pickle import Pickler
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    plain = cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES
+    if plain:
+        try:
+            pickler = Pickler(writer, 5, buffer_callback=writer)
+            pickler.dispatch_table = writer
+            pickler.dump(obj)
+        except Exception:
+            plain = False
+        else:
+            plain = not _mentions_main(msg.data + start, msg.len - start)
+    if not plain:
+        si_msg_cut(msg, start, n_parts)
+        from subinterp import _pickling
+        try:
+            _pickling.dump(writer, obj)
+        except BaseException:
+            si_msg_cut(msg, start, n_parts)
+            writer.msg = NULL
+            raise
+    writer.msg = NULL
+    msg.format = SI_FMT_PICKLE
+    return 0
+
+
+cdef bint _mentions_main(const char *data, size_t n) noexcept:
+    return memmem(data, n, <const char *>b"__main__", 8) != NULL
+
+
+cdef int _encode_value(si_context *cx, si_msg *msg, obj, str mode) except -1:
+    """A whole message: the fast form if that does."""
+    cdef si_encoder e
+    si_encoder_init(&e)
+    cdef si_ret st = si_encode(&e, msg, <PyObject *>obj)
+    if st == SI_OK:
+        msg.format = SI_FMT_FAST
+        return 0
+    si_msg_cut(msg, 0, 0)
+    if st == SI_NOMEM:
+        raise MemoryError
+    return _encode_general(cx, msg, obj, mode)
+
+
+cdef int _hook_encode(si_context *cx, si_msg *msg, PyObject *obj) except -1:
+    value = <object>obj
+    try:
+        return _encode_general(cx, msg, value, "result")
+    except Exception as exc:
+        from subinterp import _pickling
+        raise _pickling.explain(value, "result", exc) from exc
+
+
+cdef object _decode_general(si_context *cx, si_msg *msg, bint keep):
+    cdef list buffers = []
+    cdef uint32_t i
+    from _pickle import loads
+    for i in range(msg.n_parts):
+        buffers.append(_take_part(cx, &msg.parts[i], keep))
+    view = _raw_view(msg.data, <Py_ssize_t>msg.len)
+    try:
+        return loads(view, buffers=buffers)
+    finally:
+        view.release()
+
+
+cdef object _raw_view(char *data, Py_ssize_t n):
+    return PyMemoryView_FromMemory(data, n, PyBUF_READ)
+
+
+cdef PyObject *_hook_decode(si_context *cx, si_msg *msg, bint keep) except NULL:
+    value = _decode_general(cx, msg, keep)
+    Py_INCREF(value)
+    return <PyObject *>value
+
+
+cdef object _take_part(si_context *cx, si_part *part, bint keep):
+    """A carried thing as an object of this interpreter. Without `keep` the
+    message gives up its share, with it another one is counted."""
+    cdef MessageBuffer buf
+    cdef SharedMemory shared
+    cdef PoolCore pool
+    cdef si_block *copy
+    if part.kind == SI_PART_BLOCK:
+        buf = MessageBuffer.__new__(MessageBuffer)
+        if keep:
+            copy = si_block_new(part.n)
+            if copy == NULL:
+                raise MemoryError
+            copy.readonly = (<si_block *>part.ptr).readonly
+            memcpy(copy.data, (<si_block *>part.ptr).data, part.n)
+            buf.block = copy
+        else:
+            buf.block = <si_block *>part.ptr
+            part.kind = SI_PART_NONE
+        return buf
+    if part.kind == SI_PART_SHARED:
+        from subinterp.buffers import SharedBuffer
+        shared = SharedMemory.__new__(SharedBuffer, None)
+        shared.shared = <si_shared *>part.ptr
+        if keep:
+            si_shared_retain(shared.shared)
+        else:
+            part.kind = SI_PART_NONE
+        return shared
+    if part.kind == SI_PART_POOL:
+        from subinterp.pool import InterpreterPool
+        if not keep:
+            part.kind = SI_PART_NONE
+        else:
+            si_pool_retain(<si_pool *>part.ptr)
+        pool = PoolCore.__new__(InterpreterPool)
+        pool._adopt(<si_pool *>part.ptr)
+        return pool
+    if part.kind == SI_PART_SENDER or part.kind == SI_PART_RECEIVER:
+        return _take_end(cx, part, keep)
+    return None
+
+
+cdef object _take_end(si_context *cx, si_part *part, bint keep):
+    from subinterp import channels
+    cdef si_channel *c = <si_channel *>part.ptr
+    cdef si_side side = SI_SENDER if part.kind == SI_PART_SENDER else SI_RECEIVER
+    if keep:
+        _check(si_channel_add_handle(c, side, False))
+        si_channel_retain(c)
+    else:
+        part.kind = SI_PART_NONE
+    return _wrap_end(cx, c, side, channels.SendChannel if side == SI_SENDER else channels.RecvChannel)
+
+
+# ---- tasks and futures -----------------------------------------------------------------
+
+cdef class FunctionRef:
+    """A function's encoded form, for as long as its caller may use it again."""
+    cdef si_function *f
+
+    def __dealloc__(self):
+        if self.f != NULL:
+            si_function_retire(self.f)
+
+
+cdef FunctionRef _function_ref(si_msg *msg, bint by_name):
+    cdef FunctionRef ref = FunctionRef.__new__(FunctionRef)
+    ref.f = si_function_new(msg, by_name)
+    if ref.f == NULL:
+        raise MemoryError
+    return ref
+
+
+cdef int _wait_task(si_pool *pool, si_task *t, int64_t deadline) except -1:
+    """Wait until the task is final. 0: it is; 1: the deadline passed."""
+    cdef si_ret st
+    cdef si_worker *me
+    cdef bint slice_
+    if SI_IS_FINAL(si_task_word(t)):
+        return 0
+    if deadline != SI_FOREVER and deadline <= si_now():
+        return 1
+    me = si_worker_self()
+    slice_ = si_is_main_thread()
+    while True:
+        with nogil:
+            st = si_pool_wait_task(pool, me, t, deadline, slice_)
+        if st == SI_OK:
+            return 0
+        if st == SI_TIMEOUT:
+            return 1
+        if st == SI_INTR:
+            PyErr_CheckSignals()
+        else:
+            _check(st)
+
+
+cdef class FutureCore:
+    """The C half of a Future: its task, and what Python made of the outcome.
+
+    The standard library's `wait` and `as_completed` look at a future's
+    `_condition`, `_state` and `_waiters` under the condition's lock. Making a
+    condition costs more than a task; so they exist once somebody asks. From
+    then on the future is observed: its completion goes through the notifier
+    thread, which changes `_state` under the condition.
+    """
+    cdef si_task *task
+    cdef si_pool *pool
+    cdef Context context
+    cdef object value           # the result or the exception, once decoded
+    cdef object condition
+    cdef list waiters, callbacks
+    cdef char decoded           # 0 no, 1 result, 2 exception
+    cdef bint observed, published
+
+    def __dealloc__(self):
+        if self.task != NULL:
+            si_task_release(self.task)
+        if self.pool != NULL:
+            si_pool_release(self.pool)
+
+    cdef uint32_t word(self):
+        return si_task_word(self.task) & SI_STATE_MASK
+
+    # What the standard library reads.
+
+    @property
+    def _condition(self):
+        if self.condition is None:
+            self._observe()
+        return self.condition
+
+    @property
+    def _waiters(self):
+        if self.condition is None:
+            self._observe()
+        return self.waiters
+
+    @property
+    def _done_callbacks(self):
+        if self.condition is None:
+            self._observe()
+        return self.callbacks
+
+    @property
+    def _state(self):
+        cdef uint32_t w = self.word()
+        if w == SI_PENDING:
+            return "PENDING"
+        if w == SI_RUNNING or (self.observed and not self.published):
+            return "RUNNING"
+        if w == SI_CANCELLED:
+            return "CANCELLED_AND_NOTIFIED"
+        return "FINISHED"
+
+    @property
+    def _result(self):
+        self._decode_if_final()
+        return self.value if self.decoded == 1 else None
+
+    @property
+    def _exception(self):
+        self._decode_if_final()
+        return self.value if self.decoded == 2 else None
+
+    cdef int _decode_if_final(self) except -1:
+        cdef uint32_t w = self.word()
+        if w >= SI_DONE and w != SI_CANCELLED:
+            self._decode()
+        return 0
+
+    cdef int _observe(self) except -1:
+        import threading
+        cdef _Notifier notifier
+        cdef uint32_t word
+        self.waiters = []
+        self.callbacks = []
+        self.condition = threading.Condition()
+        if SI_IS_FINAL(si_task_word(self.task)):
+            self.observed = self.published = True
+            return 0
+        notifier = _notifier(self.context)
+        notifier.outstanding += 1
+        # The task keeps the future until it is posted.
+        Py_INCREF(self)
+        self.task.observer = <PyObject *>self
+        self.observed = True
+        word = si_task_observe(self.task, notifier.cq)
+        if SI_IS_FINAL(word):
+            # Nothing will be posted.
+            notifier.outstanding -= 1
+            self.published = True
+            self.task.observer = NULL
+            Py_DECREF(self)
+        else:
+            notifier.ensure()
+        return 0
+
+    cdef int _publish(self) except -1:
+        """Tell those who wait through the condition; called once the task is final."""
+        cdef uint32_t w = self.word()
+        with self.condition:
+            if self.published:
+                return 0
+            self.published = True
+            for waiter in self.waiters:
+                if w == SI_CANCELLED:
+                    waiter.add_cancelled(self)
+                elif w == SI_DONE:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            self.condition.notify_all()
+        callbacks = self.callbacks
+        self.callbacks = []
+        for fn in callbacks:
+            self._call_back(fn)
+        return 0
+
+    cdef int _call_back(self, fn) except -1:
+        try:
+            fn(self)
+        except Exception:
+            from concurrent.futures._base import LOGGER
+            LOGGER.exception("exception calling callback for %r", self)
+        return 0
+
+    cdef int _decode(self) except -1:
+        """Make the outcome a Python object, once."""
+        cdef uint32_t w
+        if self.decoded:
+            return 0
+        _drain_output(self.pool)
+        w = self.word()
+        if w == SI_DONE:
+            try:
+                value = si_value_decode(self.context.cx, &self.task.msg, False)
+            except Exception as exc:
+                if self.decoded:
+                    return 0
+                self.value = exc
+                self.decoded = 2
+            else:
+                self.value = value
+                self.decoded = 1
+        elif w == SI_FAILED:
+            self.value = _failure(self.context.cx, &self.task.msg)
+            self.decoded = 2
+        else:
+            text = PyBytes_FromStringAndSize(self.task.msg.data, <Py_ssize_t>self.task.msg.len)
+            self.value = _errors().BrokenInterpreterPool(text.decode("utf-8", "replace"))
+            self.decoded = 2
+        si_msg_clear(&self.task.msg)
+        return 0
+
+    cdef int _await(self, timeout) except -1:
+        if self.task == NULL:
+            raise TypeError("futures are made by a pool")
+        if _wait_task(self.pool, self.task, _deadline(timeout)):
+            raise TimeoutError
+        return 0
+
+    # The public interface of a future.
+
+    def result(self, timeout=None):
+        """Return the call's result, waiting for it if need be.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most; None: no limit.
+
+        Returns
+        -------
+        object
+            Made in this interpreter from the worker's message at the first
+            call, the same object afterwards.
+
+        Raises
+        ------
+        concurrent.futures.CancelledError
+            If the future was cancelled.
+        TimeoutError
+            If the call was not complete in time.
+        BrokenInterpreterPool
+            If the pool broke before the call was run.
+        PoolDeadlockError
+            If this is a worker of the same pool and none is left to run it.
+        BaseException
+            What the call raised, with the worker's traceback as its cause.
+
+        Notes
+        -----
+        Blocks with the interpreter's lock released: a short spin, then asleep.
+        """
+        if self.decoded == 1:
+            return self.value
+        self._await(timeout)
+        if self.word() == SI_CANCELLED:
+            from concurrent.futures import CancelledError
+            raise CancelledError
+        self._decode()
+        if self.decoded == 2:
+            try:
+                raise self.value
+            finally:
+                # Break the cycle future -> exception -> traceback -> frame.
+                self = None
+        return self.value
+
+    def exception(self, timeout=None):
+        """Return the exception the call raised, or None; otherwise as `result`."""
+        self._await(timeout)
+        if self.word() == SI_CANCELLED:
+            from concurrent.futures import CancelledError
+            raise CancelledError
+        self._decode()
+        return self.value if self.decoded == 2 else None
+
+    def done(self):
+        """Return True if the call is complete or was cancelled."""
+        return self.word() >= SI_DONE
+
+    def running(self):
+        """Return True if a worker runs the call now."""
+        return self.word() == SI_RUNNING
+
+    def cancelled(self):
+        """Return True if the call was cancelled."""
+        return self.word() == SI_CANCELLED
+
+    def cancel(self):
+        """Cancel the call unless it has been started; True if it is cancelled."""
+        cdef uint32_t before = si_task_cancel(self.task)
+        cdef uint32_t state = before & SI_STATE_MASK
+        if state == SI_PENDING:
+            if before & SI_OBSERVED:
+                self._unobserve()
+                self._publish()
+            return True
+        return state == SI_CANCELLED
+
+    cdef int _unobserve(self) except -1:
+        """Take back the reference that the post would have returned."""
+        if self.task.observer != NULL:
+            self.task.observer = NULL
+            (<_Notifier>self.context.notifier).outstanding -= 1
+            Py_DECREF(self)
+        return 0
+
+    def add_done_callback(self, fn):
+        """Call ``fn(future)`` when the call is complete or cancelled.
+
+        It runs in a thread of this interpreter (the notifier, or the one that
+        cancels); at once if the future is done. Its exceptions are logged.
+        """
+        with self._condition:
+            if not self.published:
+                self.callbacks.append(fn)
+                return
+        self._call_back(fn)
+
+    def _get_snapshot(self):
+        # asyncio (3.14) reads the outcome through this.
+        cdef uint32_t w = self.word()
+        if w == SI_DONE or w == SI_FAILED or w == SI_LOST:
+            self._decode()
+            if self.decoded == 1:
+                return True, False, self.value, None
+            return True, False, None, self.value
+        if w == SI_CANCELLED:
+            return True, True, None, None
+        return False, False, None, None
+
+    def _executor_only(self, *args):
+        raise RuntimeError("only the pool completes its futures")
+
+    set_result = set_exception = set_running_or_notify_cancel = _executor_only
+
+    def __repr__(self):
+        state = self._state
+        names = {"CANCELLED_AND_NOTIFIED": "cancelled"}
+        text = f"<{type(self).__name__} at {id(self):#x} state={names.get(state, state.lower())}"
+        if self.decoded == 1:
+            text += f" returned {type(self.value).__name__}"
+        elif self.decoded == 2:
+            text += f" raised {type(self.value).__name__}"
+        return text + ">"
+
+    def __reduce__(self):
+        raise TypeError("a Future stays in its interpreter; send its result")
+
+
+cdef object _failure(si_context *cx, si_msg *msg):
+    """The exception that a message describes."""
+    from subinterp import _pickling
+    try:
+        return _pickling.rebuild_exception(si_value_decode(cx, msg, False))
+    except Exception as exc:
+        return _errors().RemoteError(f"a worker's exception could not be read: {exc!r}")
+
+
+cdef int _drain_output(si_pool *pool) except -1:
+    """Write what tasks printed to this interpreter's streams."""
+    cdef si_output *o = si_pool_take_output(pool)
+    cdef si_output *following
+    if o == NULL:
+        return 0
+    import sys
+    while o != NULL:
+        text = PyBytes_FromStringAndSize(o.data, <Py_ssize_t>o.n).decode("utf-8", "surrogateescape")
+        stream = sys.stdout if o.stream == 1 else sys.stderr
+        following = o.next
+        free(o)
+        o = following
+        try:
+            stream.write(text)
+            stream.flush()
+        except Exception:
+            pass    # nowhere to write it to
+    return 0
+
+
+# ---- the notifier ----------------------------------------------------------------------
+
+cdef class _Notifier:
+    """Publishes completed tasks that somebody observes; see FutureCore.
+
+    One thread an interpreter, started when the first future is observed, over
+    when nothing has been outstanding for a while. Its fields are guarded by
+    the interpreter's lock.
+    """
+    cdef si_cq *cq
+    cdef Context context
+    cdef public int64_t outstanding
+    cdef public object thread
+
+    def __dealloc__(self):
+        if self.cq != NULL:
+            si_cq_release(self.cq)
+
+    cdef int ensure(self) except -1:
+        if self.thread is None:
+            from subinterp import _notify
+            self.thread = _notify.start(self)
+        return 0
+
+    def run(self, double linger):
+        """Publish until nothing is outstanding for `linger` seconds."""
+        cdef si_node *node = NULL
+        cdef si_ret st
+        cdef int64_t deadline
+        cdef si_cq *cq = self.cq
+        si_cq_retain(cq)
+        try:
+            while True:
+                st = si_cq_pop(cq, &node)
+                if st == SI_OK:
+                    self._handle(node)
+                    continue
+                if st == SI_CLOSED:
+                    break
+                deadline = si_now() + <int64_t>(linger * 1e9)
+                with nogil:
+                    st = si_cq_wait(cq, deadline, NULL)
+                if st == SI_TIMEOUT and self.outstanding == 0:
+                    st = si_cq_pop(cq, &node)
+                    if st != SI_OK:
+                        break
+                    self._handle(node)
+                elif st == SI_FORKED:
+                    break
+        finally:
+            self.thread = None
+            si_cq_release(cq)
+
+    cdef int _handle(self, si_node *node) except -1:
+        cdef si_task *t
+        cdef si_async *a
+        cdef FutureCore fut
+        try:
+            if node.is_task:
+                t = <si_task *>node
+                if t.observer != NULL:
+                    fut = <FutureCore>t.observer
+                    t.observer = NULL
+                    self.outstanding -= 1
+                    Py_DECREF(fut)
+                    si_task_release(t)
+                    _drain_output(fut.pool)
+                    fut._publish()
+                else:
+                    si_task_release(t)
+            else:
+                a = <si_async *>node
+                if a.owner != NULL:
+                    (<AsyncWait>a.owner)._told()
+                si_async_release(a)
+        except BaseException as exc:
+            import sys
+            sys.unraisablehook(_Unraisable(exc))
+        return 0
+
+    def close(self):
+        si_cq_close(self.cq)
+
+
+class _Unraisable:
+    def __init__(self, exc):
+        self.exc_type = type(exc)
+        self.exc_value = exc
+        self.exc_traceback = exc.__traceback__
+        self.err_msg = "Exception ignored in subinterp's notifier"
+        self.object = None
+
+
+cdef _Notifier _notifier(Context context):
+    cdef _Notifier n
+    if context.notifier is None:
+        n = _Notifier.__new__(_Notifier)
+        n.context = context
+        n.cq = si_cq_new()
+        if n.cq == NULL:
+            raise MemoryError
+        si_cq_retain(n.cq)
+        context.cx.notices = n.cq
+        context.notifier = n
+    return context.notifier
+
+
+# ---- functions on their way ----------------------------------------------------------------
+
+cdef class _ByValue:
+    """A function sent by value: its encoding, and what that was made from.
+
+    The encoding holds as long as the function, and the functions of
+    `__main__` it refers to, have the same code, defaults, cells and globals.
+    "Same" is identity, and only of immutable objects: where a mutable one is
+    involved, `sources` is None, and the function is encoded anew each time,
+    to be compared with the bytes it had.
+    """
+    cdef object ref             # weak
+    cdef FunctionRef function
+    cdef list sources           # of _Source; None: cannot be told without encoding
+
+
+cdef class _Source:
+    """What one function looked like when it was encoded."""
+    cdef object fn              # None: the function itself, which must not be kept alive
+    cdef object code, defaults
+    cdef tuple cells, names, values
+
+    cdef bint holds(self, object root) except -1:
+        fn = root if self.fn is None else self.fn
+        cdef Py_ssize_t i
+        if (
+            fn.__code__ is not self.code or fn.__defaults__ is not self.defaults
+            or fn.__kwdefaults__ is not None or fn.__dict__
+        ):
+            return False
+        if self.cells is not None:
+            closure = fn.__closure__
+            for i in range(len(self.cells)):
+                try:
+                    if closure[i].cell_contents is not self.cells[i]:
+                        return False
+                except ValueError:
+                    return False
+        namespace = fn.__globals__
+        for i in range(len(self.names)):
+            if namespace.get(self.names[i], _EMPTY) is not self.values[i]:
+                return False
+        return True
+
+
+def _unchanging(obj, int depth=0):
+    """True if the object can never look different to pickle."""
+    cls = type(obj)
+    if obj is None or cls in _PLAIN:
+        return True
+    if cls is tuple:
+        return depth < 4 and all([_unchanging(o, depth + 1) for o in obj])
+    return False
+
+
+_PLAIN = frozenset({int, float, complex, str, bytes, bool, type(Ellipsis), type(NotImplemented)})
+
+
+def _code_names(code):
+    """Names a code object, with those nested in it, may look up as globals."""
+    names = set(code.co_names)
+    for const in code.co_consts:
+        if type(const) is type(code):
+            names |= _code_names(const)
+    return names
+
+
+def _importable(obj):
+    """(module, qualified name) if the object is found under its name, else None."""
+    import sys
+    module = getattr(obj, "__module__", None)
+    name = getattr(obj, "__qualname__", None)
+    if type(module) is not str or type(name) is not str or module in ("__main__", "__mp_main__"):
+        return None
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    if cloudpickle is not None and cloudpickle._PICKLE_BY_VALUE_MODULES:
+        parent = module
+        while parent:
+            if parent in cloudpickle._PICKLE_BY_VALUE_MODULES:
+                return None
+            parent = parent.rpartition(".")[0]
+    found = sys.modules.get(module)
+    if found is None:
+        return None
+    for part in name.split("."):
+        if part == "<locals>":
+            return None
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            return None
+    return (module, name) if found is obj else None
+
+
+cdef bint _look(fn, bint root, list sources, set seen) except -1:
+    """Note what fn's pickle is made from; False if that may change unseen."""
+    cdef _Source source = _Source.__new__(_Source)
+    seen.add(id(fn))
+    if fn.__kwdefaults__ is not None or fn.__dict__ or not _unchanging(fn.__defaults__):
+        return False
+    source.fn = None if root else fn
+    source.code = fn.__code__
+    source.defaults = fn.__defaults__
+    if fn.__closure__ is not None:
+        try:
+            source.cells = tuple([cell.cell_contents for cell in fn.__closure__])
+        except ValueError:
+            return False    # a cell without a value yet
+    namespace = fn.__globals__
+    source.names = tuple(_code_names(fn.__code__))
+    source.values = tuple([namespace.get(name, _EMPTY) for name in source.names])
+    sources.append(source)
+    for value in (source.cells or ()) + source.values:
+        if value is _EMPTY or _unchanging(value) or id(value) in seen:
+            continue
+        if PyModule_Check(value):
+            if getattr(value, "__spec__", None) is None:
+                return False
+        elif PyFunction_Check(value):
+            if _importable(value) is None and not _look(value, False, sources, seen):
+                return False
+        elif not PyCFunction_Check(value) and not (
+            type(value) is type and _importable(value) is not None
+        ):
+            return False
+    return True
+
+
+_EMPTY = object()
+
+
+# ---- pools ------------------------------------------------------------------------------------
+
+cdef class PoolCore:
+    """The C half of a pool: the queue's handle, and the functions it has sent."""
+    cdef si_pool *pool
+    cdef Context context
+    cdef object future_type, empty
+    cdef PyObject *last_fn              # the function sent last; held by by_name
+    cdef FunctionRef last_ref
+    cdef dict by_name                   # function -> FunctionRef
+    cdef dict by_value                  # id(function) -> _ByValue
+    cdef dict maps                      # id -> weak reference to a MapIterator still fed
+    cdef bint owner                     # made here, not received
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        if self.pool != NULL:
+            # Forgotten without a shutdown: what is queued is still run.
+            if self.owner:
+                si_pool_close(self.pool, False, False)
+            si_pool_release(self.pool)
+
+    cdef int _adopt(self, si_pool *pool) except -1:
+        from subinterp.pool import Future
+        self.pool = pool
+        self.context = _context
+        self.future_type = Future
+        self.empty = ()
+        self.by_name = {}
+        self.by_value = {}
+        self.maps = {}
+        return 0
+
+    def _open(self, int max_workers, int64_t max_tasks, str name, dict boot, initializer, initargs):
+        """Make the C pool. Called once by the constructor."""
+        cdef si_pool *pool
+        if self.pool != NULL:
+            raise RuntimeError("the pool was initialised already")
+        encoded = name.encode("utf-8", "replace")
+        pool = si_pool_new((<Context>_context).cx, max_workers, max_tasks, encoded)
+        if pool == NULL:
+            raise MemoryError
+        try:
+            pool.forward_output = boot["streams"]["forwards"]
+            _encode_value((<Context>_context).cx, &pool.boot, boot, "call")
+            if initializer is not None:
+                try:
+                    _encode_general((<Context>_context).cx, &pool.initializer, (initializer, initargs), "call")
+                except Exception as exc:
+                    from subinterp import _pickling
+                    raise _pickling.explain_call(initializer, initargs, {}, exc,
+                                                 "initializer", "initargs") from exc
+        except BaseException:
+            si_pool_release(pool)
+            raise
+        self._adopt(pool)
+        self.owner = True
+
+    # ---- encoding -----------------------------------------------------------
+
+    cdef FunctionRef _function(self, fn):
+        """The function's encoded form, or None if it must travel with its arguments."""
+        cdef FunctionRef ref
+        if <PyObject *>fn == self.last_fn:
+            return self.last_ref
+        if not (PyFunction_Check(fn) or PyCFunction_Check(fn) or type(fn) is type):
+            return None
+        found = self.by_name.get(fn)
+        if found is not None:
+            ref = found
+        else:
+            names = _importable(fn)
+            if names is None:
+                return self._by_value(fn) if PyFunction_Check(fn) else None
+            ref = _named_ref(names)
+            if len(self.by_name) >= 512:
+                self._forget_names()
+            self.by_name[fn] = ref
+        self.last_fn = <PyObject *>fn
+        self.last_ref = ref
+        return ref
+
+    cdef int _forget_names(self) except -1:
+        self.last_fn = NULL
+        self.last_ref = None
+        self.by_name.clear()
+        return 0
+
+    cdef FunctionRef _by_value(self, fn):
+        cdef _ByValue known = self.by_value.get(id(fn))
+        cdef si_msg msg
+        cdef list sources
+        if known is not None:
+            if known.ref() is not fn:
+                known = None
+            elif known.sources is not None and _all_hold(known.sources, fn):
+                return known.function
+        sources = []
+        if not _look(fn, True, sources, set()):
+            sources = None
+        si_msg_init(&msg)
+        try:
+            _encode_general(self.context.cx, &msg, fn, "call")
+            if msg.n_parts:
+                # It carries handles, which must not outlive the call.
+                return None
+            if known is None:
+                if len(self.by_value) >= 512:
+                    self.by_value.clear()
+                known = _ByValue.__new__(_ByValue)
+                known.ref = PyWeakref_NewRef(fn, _Forget(self.by_value, id(fn)))
+                self.by_value[id(fn)] = known
+            if known.function is None or not _same_bytes(&msg, known.function.f):
+                known.function = _function_ref(&msg, False)
+            known.sources = sources
+            return known.function
+        finally:
+            si_msg_clear(&msg)
+
+    cdef int _encode_call(self, si_task *t, fn, tuple args, dict kwargs) except -1:
+        cdef FunctionRef ref
+        cdef si_ret st
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        try:
+            ref = self._function(fn)
+            if ref is None:
+                t.kind = SI_CALL_PICKLED
+                _encode_general(self.context.cx, &t.msg, (fn, args, kwargs or None), "call")
+                return 0
+            t.kind = SI_CALL
+            si_function_retain(ref.f)
+            t.function = ref.f
+            st = _encode_args(&t.msg, args, kwargs)
+            if st == SI_OK:
+                return 0
+            si_msg_cut(&t.msg, 0, 0)
+            if st == SI_NOMEM:
+                raise MemoryError
+            _encode_general(self.context.cx, &t.msg, (args, kwargs or None), "call")
+            return 0
+        except Exception as exc:
+            from subinterp import _pickling
+            raise _pickling.explain_call(fn, args, kwargs, exc) from exc
+
+    cdef FutureCore _new_future(self, si_task *t):
+        cdef FutureCore fut = si_new_instance(self.future_type, self.empty)
+        si_pool_retain(self.pool)
+        fut.pool = self.pool
+        fut.context = self.context
+        fut.task = t
+        return fut
+
+    cdef int _refused(self, si_ret st) except -1:
+        """The exception for a push that failed."""
+        cdef char *reason
+        if st == SI_BROKEN:
+            reason = si_pool_reason(self.pool)
+            text = (<bytes>reason).decode("utf-8", "replace") if reason != NULL else None
+            free(reason)
+            _check(st, text)
+        _check(st)
+        return 0
+
+    cdef int _need_pool(self) except -1:
+        if self.pool == NULL:
+            raise RuntimeError("the pool was not initialised: call super().__init__() first")
+        return 0
+
+    # ---- the executor's interface ----------------------------------------------
+
+    def submit(self, fn, /, *args, **kwargs):
+        """Schedule ``fn(*args, **kwargs)`` on a worker.
+
+        Parameters
+        ----------
+        fn : callable
+            Importable functions travel by name; lambdas, closures and what
+            `__main__` defines by value.
+        *args, **kwargs
+            Anything that pickle or cloudpickle can encode. Buffers are copied
+            once; channel ends, `SharedBuffer` and pools are passed on.
+
+        Returns
+        -------
+        Future
+            A `concurrent.futures.Future`.
+
+        Raises
+        ------
+        NotSendableError
+            If an argument cannot be sent; names it and its path.
+        BrokenInterpreterPool
+            If the pool is broken.
+        RuntimeError
+            If the pool was shut down.
+
+        Notes
+        -----
+        Does not block. Arguments are encoded now: changing them afterwards
+        has no effect on the task.
+        """
+        cdef si_task *t
+        cdef FutureCore fut
+        cdef si_ret st
+        self._need_pool()
+        t = si_task_new()
+        if t == NULL:
+            raise MemoryError
+        try:
+            self._encode_call(t, fn, args, kwargs)
+        except BaseException:
+            si_task_free(t)
+            raise
+        fut = self._new_future(t)
+        si_store_refs(t, 2)
+        st = si_pool_push(self.pool, t)
+        if st != SI_OK:
+            si_store_refs(t, 1)
+            self._refused(st)
+        return fut
+
+    def broadcast(self, fn, /, *args, **kwargs):
+        """Call ``fn(*args, **kwargs)`` once in every worker.
+
+        Workers that do not exist yet are started. A busy worker answers when
+        its task is done.
+
+        Returns
+        -------
+        list
+            One result a worker, in no particular order.
+
+        Raises
+        ------
+        BaseException
+            The first exception that a call raised, after all are complete;
+            otherwise as `submit`.
+
+        Notes
+        -----
+        Blocks until every worker has answered, the lock released.
+        """
+        cdef int n = 0, i, wanted
+        cdef si_task **tasks
+        cdef si_ret st
+        cdef FutureCore fut
+        cdef list futures = []
+        self._need_pool()
+        wanted = self.pool.max_workers
+        tasks = <si_task **>calloc(<size_t>wanted, sizeof(si_task *))
+        if tasks == NULL:
+            raise MemoryError
+        try:
+            for i in range(wanted):
+                tasks[i] = si_task_new()
+                if tasks[i] == NULL:
+                    raise MemoryError
+                fut = self._new_future(tasks[i])
+                futures.append(fut)
+                self._encode_call(tasks[i], fn, args, kwargs)
+            for i in range(wanted):
+                si_store_refs(tasks[i], 2)
+            st = si_pool_broadcast(self.pool, tasks, &n)
+            for i in range(n, wanted):
+                si_store_refs(tasks[i], 1)
+            del futures[n:]
+            if st != SI_OK:
+                self._refused(st)
+        finally:
+            free(tasks)
+        results = []
+        failure = None
+        for future in futures:
+            try:
+                results.append(future.result())
+            except Exception as exc:
+                if failure is None:
+                    failure = exc
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                failure = None
+        return results
+
+    def _map(self, fn, iterables, timeout, chunksize, buffersize, bint star, bint unordered):
+        """The iterator behind map, imap_unordered and starmap."""
+        cdef MapIterator it
+        self._need_pool()
+        it = MapIterator.__new__(MapIterator)
+        it._begin(self, fn, iterables, timeout, chunksize, buffersize, star, unordered)
+        return it
+
+    def _call_worker(self, str name, tuple args):
+        """Run a function of subinterp._worker; returns a future."""
+        cdef si_task *t = si_task_new()
+        cdef FutureCore fut
+        cdef si_ret st
+        if t == NULL:
+            raise MemoryError
+        fut = self._new_future(t)
+        t.kind = SI_WORKER_CALL
+        try:
+            _encode_value(self.context.cx, &t.msg, (name, args), "call")
+        except Exception as exc:
+            from subinterp import _pickling
+            raise _pickling.explain(args, "args", exc) from exc
+        si_store_refs(t, 2)
+        st = si_pool_push(self.pool, t)
+        if st != SI_OK:
+            si_store_refs(t, 1)
+            self._refused(st)
+        return fut
+
+    def _close(self, bint cancel, bint give_up):
+        if self.pool != NULL:
+            # Maps whose results are still to be read get all their input first.
+            for ref in list(self.maps.values()):
+                it = ref()
+                if it is not None:
+                    (<MapIterator>it)._feed_rest(cancel)
+            self.maps.clear()
+            si_pool_close(self.pool, cancel, give_up)
+            self._forget_names()
+            self.by_value.clear()
+
+    def _join(self, timeout=None):
+        """Wait until all workers have ended; False: the timeout passed."""
+        cdef int64_t deadline = _deadline(timeout)
+        cdef si_ret st
+        if self.pool == NULL:
+            return True
+        while True:
+            with nogil:
+                st = si_pool_join(self.pool, deadline)
+            _drain_output(self.pool)
+            if st == SI_OK or st == SI_FORKED:
+                return True
+            if st == SI_TIMEOUT:
+                return False
+            PyErr_CheckSignals()
+
+    @property
+    def _id(self):
+        return self.pool.id if self.pool != NULL else 0
+
+    @property
+    def _max_workers(self):
+        return self.pool.max_workers if self.pool != NULL else 0
+
+    @property
+    def _n_workers(self):
+        return self.pool.n_workers if self.pool != NULL else 0
+
+    @property
+    def _is_broken(self):
+        return self.pool != NULL and (
+            si_pool_is_broken(self.pool) or self.pool.generation != si_generation()
+        )
+
+    @property
+    def _is_closing(self):
+        return self.pool != NULL and si_pool_is_closing(self.pool)
+
+    def __reduce__(self):
+        return _pool_by_id, (_process_token(), self._id)
+
+
+def _pool_by_id(token, uint64_t id):
+    """The pool a plain pickle names, if this process still has it."""
+    cdef si_pool *p = si_pool_find(id) if token == _process_token() else NULL
+    if p == NULL:
+        raise RuntimeError("the pool is gone, or belongs to another process")
+    from subinterp.pool import InterpreterPool
+    cdef PoolCore core = PoolCore.__new__(InterpreterPool)
+    core._adopt(p)
+    return core
+
+
+def close_pools_of_this_interpreter():
+    """At the end of an interpreter: no new tasks, wait for those there are."""
+    cdef uint64_t ids[1024]
+    cdef size_t n, i
+    cdef si_pool *p
+    cdef si_ret st
+    while True:
+        n = si_pools_of((<Context>_context).cx.interp_id, ids, 1024)
+        if n == 0:
+            return
+        n = min(n, 1024)
+        for i in range(n):
+            p = si_pool_find(ids[i])
+            if p == NULL:
+                continue
+            try:
+                si_pool_close(p, False, False)
+                if not si_pool_given_up(p):
+                    st = SI_INTR
+                    while st == SI_INTR:
+                        with nogil:
+                            st = si_pool_join(p, SI_FOREVER)
+                        _drain_output(p)
+                        PyErr_CheckSignals()
+            finally:
+                si_pool_release(p)
+        return
+
+
+cdef FunctionRef _named_ref(tuple names):
+    cdef si_msg msg
+    si_msg_init(&msg)
+    data = "\0".join((*names, "")).encode()
+    if not si_put(&msg, <char *>data, len(data)):
+        raise MemoryError
+    return _function_ref(&msg, True)
+
+
+cdef bint _all_hold(list sources, fn) except -1:
+    for source in sources:
+        if not (<_Source>source).holds(fn):
+            return False
+    return True
+
+
+cdef class _Forget:
+    """Drops a collected function from the cache it was in."""
+    cdef dict cache
+    cdef object key
+
+    def __init__(self, dict cache, key):
+        self.cache = cache
+        self.key = key
+
+    def __call__(self, ref):
+        cdef _ByValue known = self.cache.get(self.key)
+        if known is not None and known.ref is ref:
+            del self.cache[self.key]
+
+
+cdef bint _same_bytes(si_msg *msg, si_function *f):
+    return (
+        f.msg.n_parts == 0 and f.msg.len == msg.len
+        and memcmp(f.msg.data, msg.data, msg.len) == 0
+    )
+
+
+cdef si_ret _encode_args(si_msg *m, tuple args, dict kwargs):
+    """The fast form of a call's arguments."""
+    cdef si_encoder e
+    cdef si_ret st
+    cdef Py_ssize_t i, n = PyTuple_GET_SIZE(args), pos = 0
+    cdef PyObject *key
+    cdef PyObject *value
+    si_encoder_init(&e)
+    if not si_put_u32(m, <uint32_t>n) or not si_put_u32(m, <uint32_t>len(kwargs)):
+        return SI_NOMEM
+    for i in range(n):
+        st = si_encode(&e, m, PyTuple_GET_ITEM(args, i))
+        if st != SI_OK:
+            return st
+    if kwargs:
+        while PyDict_Next(kwargs, &pos, &key, &value):
+            st = si_encode(&e, m, key)
+            if st == SI_OK:
+                st = si_encode(&e, m, value)
+            if st != SI_OK:
+                return st
+    m.format = SI_FMT_FAST
+    return SI_OK
+
+
+# ---- map ------------------------------------------------------------------------------------------
+
+# A chunk should keep a worker busy for about this long, hold no more than this
+# many bytes, and no more than this share of the input.
+cdef enum:
+    CHUNK_NS = 1500000
+    CHUNK_ITEMS = 32768
+    CHUNK_BYTES = 1 << 20
+    FLIGHT_BYTES = 64 << 20
+    FLIGHT_ITEMS = 256      # single items in flight while their cost is unknown
+    FIRST_LOOK_NS = 200000  # how long map() itself waits to learn the cost
+
+
+cdef class MapIterator:
+    """Results of a function over the items of iterables, chunk by chunk.
+
+    A chunk is one task. The input is read only as far as the bound on what is
+    in flight allows, so that an endless one works and a long one needs no
+    memory. How many items make a chunk is learned: from the time that the
+    function took per item in earlier chunks (also of earlier maps).
+    """
+    cdef PoolCore owner
+    cdef FunctionRef function
+    cdef object fn
+    cdef list inputs            # iterators
+    cdef object deadline_text
+    cdef int64_t deadline
+    cdef Py_ssize_t chunksize   # 0: chosen
+    cdef Py_ssize_t buffersize  # 0: chosen
+    cdef Py_ssize_t length      # of the input if known, else -1
+    cdef Py_ssize_t n_read, n_out
+    cdef bint star, unordered, exhausted, closed, started, learned
+    # chunks in flight, oldest first: a ring
+    cdef si_task **ring
+    cdef Py_ssize_t ring_size, ring_head, ring_len
+    cdef Py_ssize_t items_in_flight
+    cdef size_t bytes_in_flight
+    cdef si_cq *cq              # unordered: where complete chunks come out
+    # the chunk that is being read
+    cdef si_task *current
+    cdef si_reader reader
+    cdef Py_ssize_t left        # items of it not yet given out
+    cdef list group
+    cdef Py_ssize_t group_at
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        if self.current != NULL:
+            si_task_release(self.current)
+        while self.ring_len:
+            si_task_release(self._pop_ring())
+        free(self.ring)
+        if self.cq != NULL:
+            si_cq_close(self.cq)
+            si_cq_release(self.cq)
+
+    def __del__(self):
+        # Never read: the calls are made all the same, as by an eager map.
+        if not self.started and not self.closed:
+            self._feed_rest(False)
+        elif not self.closed:
+            self.close()
+
+    def __iter__(self):
+        return self
+
+    cdef int _begin(self, PoolCore owner, fn, iterables, timeout, chunksize, buffersize,
+                    bint star, bint unordered) except -1:
+        cdef Py_ssize_t n
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        self.owner = owner
+        self.fn = fn
+        self.deadline = _deadline(timeout)
+        self.chunksize = chunksize or 0
+        self.buffersize = buffersize or 0
+        self.star = star
+        self.unordered = unordered
+        self.inputs = [iter(i) for i in iterables]
+        if not self.inputs:
+            self.exhausted = True
+        self.length = -1
+        for source in iterables:
+            n = _known_length(source)
+            if n < 0:
+                self.length = -1
+                break
+            self.length = n if self.length < 0 else min(self.length, n)
+        if len(self.inputs) >= SI_ARITY_STAR:
+            raise ValueError(f"map takes at most {SI_ARITY_STAR - 1} iterables")
+        if unordered:
+            self.cq = si_cq_new()
+            if self.cq == NULL:
+                raise MemoryError
+        self.function = owner._function(fn)
+        if self.function is None:
+            self.function = self._one_map_function()
+        owner.maps[id(self)] = PyWeakref_NewRef(self, _ForgetMap(owner.maps, id(self)))
+        self._fill()
+        if not self.exhausted and not self.chunksize and not self._cost():
+            self._first_look()
+            self._fill()
+        return 0
+
+    cdef FunctionRef _one_map_function(self):
+        """Encode a callable that cannot be remembered, once for this map."""
+        cdef si_msg msg
+        si_msg_init(&msg)
+        try:
+            _encode_general(self.owner.context.cx, &msg, self.fn, "call")
+            return _function_ref(&msg, False)
+        except Exception as exc:
+            from subinterp import _pickling
+            raise _pickling.explain(self.fn, "fn", exc) from exc
+        finally:
+            si_msg_clear(&msg)
+
+    cdef int64_t _cost(self):
+        return si_load_cost(self.function.f)
+
+    cdef int _first_look(self) except -1:
+        """Give the first chunk a moment: a fast function is worth long chunks."""
+        cdef si_task *t
+        cdef int64_t until
+        cdef si_ret st
+        if self.unordered or self.ring_len == 0 or self.owner.pool.n_workers == 0:
+            return 0
+        t = self.ring[self.ring_head]
+        until = min(si_now() + FIRST_LOOK_NS, self.deadline)
+        with nogil:
+            st = si_task_wait(t, until, NULL)
+        if st == SI_INTR:
+            PyErr_CheckSignals()
+        if st == SI_OK:
+            self._learn(t)
+        return 0
+
+    cdef void _learn(self, si_task *t) noexcept:
+        cdef int64_t known = self._cost(), one
+        if t.n_items == 0 or (si_task_word(t) & SI_STATE_MASK) != SI_DONE:
+            return
+        one = t.run_ns // <int64_t>t.n_items + 1
+        si_store_cost(self.function.f, one if not known else (known + one) // 2)
+
+    # ---- input ------------------------------------------------------------------
+
+    cdef Py_ssize_t _chunk_items(self):
+        """How many items the next chunk should have."""
+        cdef int64_t cost, n
+        cdef Py_ssize_t share, workers = self.owner.pool.max_workers
+        if self.chunksize:
+            n = self.chunksize
+        else:
+            cost = self._cost()
+            n = 1 if cost == 0 else min(max(CHUNK_NS // cost, 1), CHUNK_ITEMS)
+            if self.length >= 0:
+                # Towards the end smaller, so that all workers end together.
+                share = (self.length - self.n_read) // (4 * workers)
+                n = max(min(n, share), min(n, 64), 1)
+            if self.buffersize:
+                n = min(n, max(self.buffersize // (2 * workers), 1))
+        if self.buffersize:
+            n = min(n, self.buffersize - self.items_in_flight)
+        return <Py_ssize_t>n
+
+    cdef bint _room(self, Py_ssize_t items):
+        cdef Py_ssize_t chunks
+        if self.buffersize:
+            return self.items_in_flight < self.buffersize
+        if self.bytes_in_flight >= FLIGHT_BYTES and self.ring_len > 1:
+            return False
+        chunks = 2 * self.owner.pool.max_workers + 2
+        return self.ring_len < chunks or self.items_in_flight < FLIGHT_ITEMS
+
+    cdef int _fill(self) except -1:
+        cdef Py_ssize_t n
+        while not self.exhausted and not self.closed:
+            n = self._chunk_items()
+            if n < 1 or not self._room(n):
+                break
+            self._send_chunk(n)
+            if (
+                not self.started and not self.learned and not self.chunksize
+                and not self._cost() and self.ring_len >= 2 * self.owner.pool.max_workers
+            ):
+                # Once: before more single items go, see what one costs.
+                self.learned = True
+                break
+        return 0
+
+    cdef int _send_chunk(self, Py_ssize_t wanted) except -1:
+        """Read up to `wanted` items and push them as one task."""
+        cdef si_task *t = si_task_new()
+        cdef si_ret st
+        cdef size_t weight
+        if t == NULL:
+            raise MemoryError
+        try:
+            t.kind = SI_CHUNK
+            t.arity = <unsigned char>(SI_ARITY_STAR if self.star else len(self.inputs))
+            si_function_retain(self.function.f)
+            t.function = self.function.f
+            self._read_items(t, wanted)
+        except BaseException:
+            si_task_free(t)
+            # The input is not asked again after it raised.
+            self.exhausted = True
+            raise
+        if t.n_items == 0:
+            si_task_free(t)
+            return 0
+        weight = si_msg_weight(&t.msg)
+        if self.unordered:
+            si_task_observe(t, self.cq)
+        si_store_refs(t, 2)
+        self._push_ring(t)
+        st = si_pool_push(self.owner.pool, t)
+        if st != SI_OK:
+            self.ring_len -= 1
+            si_store_refs(t, 1)
+            si_task_release(t)
+            self.exhausted = True
+            self.owner._refused(st)
+        self.items_in_flight += t.n_items
+        self.bytes_in_flight += weight
+        return 0
+
+    cdef int _read_items(self, si_task *t, Py_ssize_t wanted) except -1:
+        """Encode items into the task's message: fast while that does."""
+        cdef si_encoder e
+        cdef si_ret st = SI_OK
+        cdef Py_ssize_t i, arity = len(self.inputs), n = 0
+        cdef PyObject *item
+        cdef PyObject *only = NULL
+        cdef size_t before
+        cdef uint32_t parts_before
+        cdef list slow = None
+        if arity == 1:
+            only = <PyObject *>self.inputs[0]
+        t.msg.format = SI_FMT_FAST
+        while n < wanted and t.msg.len < CHUNK_BYTES:
+            before = t.msg.len
+            parts_before = t.msg.n_parts
+            if only != NULL and not self.star:
+                item = PyIter_Next(only)
+                if item == NULL:
+                    _raise_if_set()
+                    self.exhausted = True
+                    break
+                si_encoder_init(&e)
+                st = si_encode(&e, &t.msg, item)
+                if st == SI_OK:
+                    Py_DECREF_ptr(item)
+                    n += 1
+                    if t.msg.n_parts and si_msg_weight(&t.msg) >= CHUNK_BYTES:
+                        break
+                    continue
+                value = <object>item
+                Py_DECREF_ptr(item)
+            else:
+                value = self._next_tuple()
+                if value is None:
+                    self.exhausted = True
+                    break
+                si_encoder_init(&e)
+                if self.star:
+                    st = si_encode(&e, &t.msg, <PyObject *>value)
+                else:
+                    e.depth = 1
+                    for i in range(arity):
+                        st = si_encode(&e, &t.msg, PyTuple_GET_ITEM(value, i))
+                        if st != SI_OK:
+                            break
+                if st == SI_OK:
+                    n += 1
+                    if t.msg.n_parts and si_msg_weight(&t.msg) >= CHUNK_BYTES:
+                        break
+                    continue
+            if st == SI_NOMEM:
+                raise MemoryError
+            # Not a plain value: the chunk becomes a list, pickled as a whole,
+            # so that what its items share is sent once.
+            si_msg_cut(&t.msg, before, parts_before)
+            slow = self._decode_items(t, n)
+            slow.append(value)
+            n += 1
+            break
+        if slow is not None:
+            si_msg_clear(&t.msg)
+            while n < wanted:
+                value = self._next_item()
+                if value is None:
+                    self.exhausted = True
+                    break
+                slow.append(value[0])
+                n += 1
+                if n >= CHUNK_ITEMS:
+                    break
+            self._encode_slow(t, slow)
+        t.n_items = <uint32_t>n
+        self.n_read += n
+        return 0
+
+    cdef int _encode_slow(self, si_task *t, list items) except -1:
+        try:
+            _encode_general(self.owner.context.cx, &t.msg, items, "call")
+        except Exception as exc:
+            from subinterp import _pickling
+            raise _pickling.explain_items(
+                items, self.n_read, len(self.inputs), self.star, exc
+            ) from exc
+        return 0
+
+    cdef list _decode_items(self, si_task *t, Py_ssize_t n):
+        """The plain items encoded so far, as they were."""
+        cdef si_reader r
+        cdef Py_ssize_t i, j, arity = 1 if self.star else len(self.inputs)
+        cdef list items = []
+        si_reader_init(&r, &t.msg)
+        for i in range(n):
+            if arity == 1:
+                items.append(si_decode(&r))
+            else:
+                items.append(tuple([si_decode(&r) for j in range(arity)]))
+        return items
+
+    cdef tuple _next_tuple(self):
+        """The arguments of the next call, or None at the end."""
+        cdef PyObject *item
+        cdef list args
+        if self.star:
+            item = PyIter_Next(<PyObject *>self.inputs[0])
+            if item == NULL:
+                _raise_if_set()
+                return None
+            value = <object>item
+            Py_DECREF_ptr(item)
+            return value if type(value) is tuple else tuple(value)
+        args = []
+        for source in self.inputs:
+            item = PyIter_Next(<PyObject *>source)
+            if item == NULL:
+                _raise_if_set()
+                return None
+            args.append(<object>item)
+            Py_DECREF_ptr(item)
+        return tuple(args)
+
+    cdef tuple _next_item(self):
+        """(item,) in the form a slow chunk holds it, or None at the end."""
+        cdef tuple args = self._next_tuple()
+        if args is None:
+            return None
+        if self.star or len(self.inputs) > 1:
+            return (args,)
+        return args
+
+    cdef int _push_ring(self, si_task *t) except -1:
+        cdef Py_ssize_t i, size
+        cdef si_task **bigger
+        if self.ring_len == self.ring_size:
+            size = self.ring_size * 2 or 16
+            bigger = <si_task **>malloc(<size_t>size * sizeof(si_task *))
+            if bigger == NULL:
+                si_store_refs(t, 1)
+                si_task_free(t)
+                raise MemoryError
+            for i in range(self.ring_len):
+                bigger[i] = self.ring[(self.ring_head + i) % self.ring_size]
+            free(self.ring)
+            self.ring = bigger
+            self.ring_size = size
+            self.ring_head = 0
+        self.ring[(self.ring_head + self.ring_len) % self.ring_size] = t
+        self.ring_len += 1
+        return 0
+
+    cdef si_task *_pop_ring(self) noexcept:
+        cdef si_task *t = self.ring[self.ring_head]
+        self.ring_head = (self.ring_head + 1) % self.ring_size
+        self.ring_len -= 1
+        return t
+
+    def _feed_rest(self, bint cancel):
+        """The pool closes, or nobody will read: send what is still to be sent.
+
+        Only input of known length: an endless one would never let go.
+        """
+        if cancel or self.buffersize or self.length < 0:
+            return
+        while not self.exhausted and not self.closed:
+            self._send_chunk(max(self._chunk_items(), 1))
+
+    # ---- results ------------------------------------------------------------------
+
+    def __next__(self):
+        cdef PyObject *value
+        self.started = True
+        while True:
+            if self.left > 0:
+                return self._item()
+            if self.current != NULL:
+                self._done_with_current()
+            if self.closed:
+                raise StopIteration
+            try:
+                self._fill()
+                if self.ring_len == 0:
+                    self._finish()
+                    raise StopIteration
+                self._next_chunk()
+            except StopIteration:
+                raise
+            except BaseException:
+                self.close()
+                raise
+
+    cdef object _item(self):
+        cdef char tag
+        cdef uint32_t index
+        self.left -= 1
+        self.n_out += 1
+        if self.group is None:
+            tag = self.reader.p[0] if self.reader.p < self.reader.end else 0
+            if tag != b"G" and tag != b"M" and tag != b"X":
+                return si_decode(&self.reader)
+            self.reader.p += 1
+            if tag == b"X":
+                tree = si_decode(&self.reader)
+                self._fail(tree)
+            if not si_get_u32(&self.reader, &index) or index >= self.current.msg.n_parts:
+                raise SystemError("subinterp: a chunk's results do not decode")
+            value = si_value_decode(self.owner.context.cx,
+                                    <si_msg *>self.current.msg.parts[index].ptr, False)
+            if tag == b"M":
+                return value
+            self.group = value
+            self.group_at = 0
+        failed, value = self.group[self.group_at]
+        self.group[self.group_at] = None
+        self.group_at += 1
+        if failed:
+            self._fail(value)
+        return value
+
+    cdef int _fail(self, tree) except -1:
+        """Raise a failed item's exception. An ordered map ends with it."""
+        from subinterp import _pickling
+        try:
+            exc = _pickling.rebuild_exception(tree)
+        except Exception as problem:
+            exc = _errors().RemoteError(f"a worker's exception could not be read: {problem!r}")
+        if not self.unordered:
+            self.close()
+        try:
+            raise exc
+        finally:
+            exc = None
+
+    cdef int _done_with_current(self) except -1:
+        si_task_release(self.current)
+        self.current = NULL
+        self.group = None
+        return 0
+
+    cdef int _next_chunk(self) except -1:
+        """Wait for the next chunk and make it the current one."""
+        cdef si_task *t
+        cdef uint32_t word
+        if self.unordered:
+            t = self._wait_any()
+        else:
+            t = self.ring[self.ring_head]
+            if _wait_task(self.owner.pool, t, self.deadline):
+                raise TimeoutError
+            self._pop_ring()
+        self.items_in_flight -= t.n_items
+        self.bytes_in_flight = 0 if self.ring_len == 0 else self.bytes_in_flight
+        self._learn(t)
+        _drain_output(self.owner.pool)
+        word = si_task_word(t) & SI_STATE_MASK
+        if word == SI_DONE:
+            self.bytes_in_flight -= min(self.bytes_in_flight, si_msg_weight(&t.msg))
+            self.current = t
+            self.left = t.n_items
+            si_reader_init(&self.reader, &t.msg)
+            return 0
+        try:
+            if word == SI_FAILED:
+                raise _failure(self.owner.context.cx, &t.msg)
+            if word == SI_CANCELLED:
+                from concurrent.futures import CancelledError
+                raise CancelledError
+            text = PyBytes_FromStringAndSize(t.msg.data, <Py_ssize_t>t.msg.len)
+            raise _errors().BrokenInterpreterPool(text.decode("utf-8", "replace"))
+        finally:
+            si_task_release(t)
+
+    cdef si_task *_wait_any(self) except NULL:
+        """The next complete chunk, whichever it is."""
+        cdef si_node *node = NULL
+        cdef si_task *t
+        cdef si_ret st
+        cdef si_worker *me = si_worker_self()
+        cdef bint slice_ = si_is_main_thread()
+        cdef Py_ssize_t i
+        while True:
+            st = si_cq_pop(self.cq, &node)
+            if st == SI_OK:
+                break
+            if st == SI_CLOSED:
+                raise StopIteration
+            with nogil:
+                st = si_pool_wait_cq(self.owner.pool, me, self.cq, self.deadline, slice_)
+            if st == SI_TIMEOUT:
+                raise TimeoutError
+            if st == SI_INTR:
+                PyErr_CheckSignals()
+            else:
+                _check(st)
+        t = <si_task *>node
+        # The post's reference goes; the ring's is handed on.
+        for i in range(self.ring_len):
+            if self.ring[(self.ring_head + i) % self.ring_size] == t:
+                self.ring[(self.ring_head + i) % self.ring_size] = self.ring[self.ring_head]
+                self._pop_ring()
+                break
+        si_task_release(t)
+        return t
+
+    cdef int _finish(self) except -1:
+        self.closed = True
+        self.owner.maps.pop(id(self), None)
+        return 0
+
+    def close(self):
+        """Stop: chunks that no worker has begun are cancelled. Idempotent."""
+        cdef si_task *t
+        if self.closed:
+            return
+        self._finish()
+        self.left = 0
+        self.inputs = []
+        while self.ring_len:
+            t = self._pop_ring()
+            si_task_cancel(t)
+            si_task_release(t)
+
+
+cdef class _ForgetMap:
+    """Drops a collected map from its pool's list."""
+    cdef dict maps
+    cdef object key
+
+    def __init__(self, dict maps, key):
+        self.maps = maps
+        self.key = key
+
+    def __call__(self, ref):
+        if self.maps.get(self.key) is ref:
+            del self.maps[self.key]
+
+
+cdef Py_ssize_t _known_length(source) except -2:
+    try:
+        return len(source)
+    except (TypeError, OverflowError):
+        return -1
+
+
+cdef int _raise_if_set() except -1:
+    if PyErr_Occurred():
+        raise PyErr_GetRaisedException()
+    return 0
+
+
+# ---- channels -----------------------------------------------------------------------------------------
+
+cdef class ChannelEnd:
+    """One end's handle on a channel; see SendChannel and RecvChannel."""
+    cdef si_handle handle
+    cdef si_context *cx
+    cdef bint open              # not closed by this object
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        if self.handle.channel != NULL:
+            self._drop()
+            si_ledger_remove(self.cx, &self.handle)
+            si_channel_release(self.handle.channel)
+            si_context_release(self.cx)
+
+    cdef void _drop(self) noexcept:
+        self.open = False
+        if si_handle_claim_drop(&self.handle):
+            si_channel_drop_count(self.handle.channel, self.handle.side)
+
+    cdef int _need_open(self) except -1:
+        if not self.open or self.handle.channel == NULL:
+            raise _errors().ChannelClosed("this channel end is closed")
+        return 0
+
+    def close(self):
+        """Give up this end's handle. Idempotent; does not block.
+
+        When the last sending handle goes, receivers drain what is left and
+        then get ChannelClosed; when the last receiving handle goes, what is
+        left is dropped and senders get ChannelClosed.
+        """
+        if self.handle.channel != NULL:
+            self._drop()
+
+    @property
+    def closed(self):
+        """True if this end was closed. (The channel may have other handles.)"""
+        return not self.open
+
+    @property
+    def id(self):
+        """Number of the channel in this process."""
+        return self.handle.channel.id
+
+    @property
+    def maxsize(self):
+        """Messages the channel holds at most; 0: no limit."""
+        return self.handle.channel.maxsize
+
+    def qsize(self):
+        """Return how many messages wait in the channel."""
+        return si_channel_size(self.handle.channel)
+
+    def __len__(self):
+        return si_channel_size(self.handle.channel)
+
+    def __bool__(self):
+        return True
+
+    def clone(self):
+        """Return another handle on the same end."""
+        self._need_open()
+        _check(si_channel_add_handle(self.handle.channel, self.handle.side, False))
+        si_channel_retain(self.handle.channel)
+        return _wrap_end(self.cx, self.handle.channel, self.handle.side, type(self))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def __copy__(self):
+        return self.clone()
+
+    def __deepcopy__(self, memo):
+        return self.clone()
+
+    def __eq__(self, other):
+        cdef ChannelEnd o
+        if not isinstance(other, ChannelEnd):
+            return NotImplemented
+        o = other
+        return o.handle.channel == self.handle.channel and o.handle.side == self.handle.side
+
+    def __hash__(self):
+        return hash((self.handle.channel.id, <int>self.handle.side))
+
+    def __repr__(self):
+        state = f"{si_channel_size(self.handle.channel)} waiting" if self.open else "closed"
+        return f"<{type(self).__name__} {self.handle.channel.id} ({state})>"
+
+    def __reduce__(self):
+        # A plain pickle: it may be loaded any number of times, so it carries
+        # no handle, and the loader takes one of its own while the side lives.
+        self._need_open()
+        return _end_by_id, (_process_token(), self.handle.channel.id, <int>self.handle.side)
+
+
+cdef object _wrap_end(si_context *cx, si_channel *c, si_side side, cls):
+    """A Python end that takes over a handle and a memory reference."""
+    cdef ChannelEnd end
+    try:
+        end = si_new_instance(cls, ())
+    except BaseException:
+        si_channel_drop_count(c, side)
+        si_channel_release(c)
+        raise
+    si_handle_init(&end.handle, c, side)
+    si_context_retain(cx)
+    end.cx = cx
+    end.open = True
+    si_ledger_add(cx, &end.handle)
+    return end
+
+
+def _end_by_id(token, uint64_t id, int side):
+    """The channel end that a plain pickle names."""
+    from subinterp import channels
+    cdef si_channel *c = si_channel_find(id) if token == _process_token() else NULL
+    if c == NULL:
+        raise _errors().ChannelClosed("the channel is gone, or belongs to another process")
+    cdef si_ret st = si_channel_add_handle(c, <si_side>side, True)
+    if st != SI_OK:
+        si_channel_release(c)
+        _check(st, "the channel end was closed before its pickle was loaded")
+    return _wrap_end((<Context>_context).cx, c, <si_side>side,
+                     channels.SendChannel if side == SI_SENDER else channels.RecvChannel)
+
+
+def open_channel(Py_ssize_t maxsize, recv_type, send_type):
+    """A new channel: (receiving end, sending end)."""
+    cdef si_channel *c = si_channel_new(<size_t>maxsize)
+    cdef si_context *cx = (<Context>_context).cx
+    if c == NULL:
+        raise MemoryError
+    _check(si_channel_add_handle(c, SI_RECEIVER, False))
+    recv = _wrap_end(cx, c, SI_RECEIVER, recv_type)
+    _check(si_channel_add_handle(c, SI_SENDER, False))
+    si_channel_retain(c)
+    return recv, _wrap_end(cx, c, SI_SENDER, send_type)
+
+
+cdef class SendEnd(ChannelEnd):
+    cdef int _encode(self, si_msg *msg, obj) except -1:
+        cdef si_encoder e
+        cdef si_ret st
+        si_msg_init(msg)
+        si_encoder_init(&e)
+        st = si_encode(&e, msg, <PyObject *>obj)
+        if st == SI_OK:
+            msg.format = SI_FMT_FAST
+            return 0
+        si_msg_cut(msg, 0, 0)
+        try:
+            _encode_general(self.cx, msg, obj, "message")
+        except Exception as exc:
+            si_msg_clear(msg)
+            from subinterp import _pickling
+            raise _pickling.explain(obj, "obj", exc) from exc
+        return 0
+
+    def send_nowait(self, obj, /):
+        """Send a copy of an object; raises ChannelFull instead of waiting."""
+        cdef si_msg msg
+        cdef si_ret st
+        self._need_open()
+        self._encode(&msg, obj)
+        st = si_channel_try_send(self.handle.channel, &msg)
+        if st != SI_OK:
+            si_msg_clear(&msg)
+            _check(st, "nobody can receive from the channel any more" if st == SI_CLOSED else None)
+
+    def send(self, obj, timeout=None):
+        """Send a copy of an object, waiting for room in a bounded channel.
+
+        Parameters
+        ----------
+        obj : object
+            Anything that can be pickled; buffers are copied once.
+        timeout : float, optional
+            Seconds to wait at most, fractions count; None: no limit.
+
+        Raises
+        ------
+        ChannelClosed
+            If this end is closed or nobody can receive any more.
+        SendTimeout
+            If there was no room in time; the object stays with the caller.
+        NotSendableError
+            If the object cannot be sent; names the part of it.
+
+        Notes
+        -----
+        Blocks only while a bounded channel is full, with the interpreter's
+        lock released. The message belongs to no interpreter: it outlives the
+        sender's.
+        """
+        cdef si_msg msg
+        cdef si_ret st
+        cdef int64_t deadline
+        self._need_open()
+        self._encode(&msg, obj)
+        st = si_channel_try_send(self.handle.channel, &msg)
+        if st == SI_OK:
+            return
+        try:
+            if st == SI_FULL:
+                deadline = _deadline(check_timeout(timeout))
+                while st == SI_FULL:
+                    _wait_channel(self, SI_SENDER, deadline)
+                    st = si_channel_try_send(self.handle.channel, &msg)
+            _check(st, "nobody can receive from the channel any more" if st == SI_CLOSED else None)
+        finally:
+            si_msg_clear(&msg)
+
+
+cdef int _wait_channel(ChannelEnd end, si_side side, int64_t deadline) except -1:
+    """Wait until it is worth trying again; raises when the time is up."""
+    cdef si_channel *c = end.handle.channel
+    cdef si_ret st
+    cdef int64_t until
+    if not end.open:
+        raise _errors().ChannelClosed("this channel end was closed while it waited")
+    until = deadline
+    if si_is_main_thread():
+        # A signal between the check and the wait would go unseen.
+        until = min(deadline, si_now() + 50000000)
+    with nogil:
+        st = SI_OK
+        if side != SI_RECEIVER or not si_channel_spin(c):
+            st = si_channel_wait(c, side, until)
+    if st == SI_OK:
+        return 0
+    if st == SI_TIMEOUT and until == deadline:
+        errors = _errors()
+        if side == SI_RECEIVER:
+            raise errors.RecvTimeout("no message in time")
+        raise errors.SendTimeout("no room in the channel in time")
+    if st == SI_TIMEOUT or st == SI_INTR:
+        PyErr_CheckSignals()
+        return 0
+    return _check(st)
+
+
+cdef class RecvEnd(ChannelEnd):
+    cdef object _take(self, si_msg *msg):
+        try:
+            return si_value_decode(self.cx, msg, False)
+        finally:
+            si_msg_clear(msg)
+
+    cdef si_ret _try(self, si_msg *msg) except <si_ret>-1:
+        self._need_open()
+        si_msg_init(msg)
+        return si_channel_try_recv(self.handle.channel, msg)
+
+    def recv_nowait(self):
+        """Receive a message; raises ChannelEmpty instead of waiting."""
+        cdef si_msg msg
+        cdef si_ret st = self._try(&msg)
+        if st != SI_OK:
+            _check(st, "the channel is closed and empty" if st == SI_CLOSED else None)
+        return self._take(&msg)
+
+    def recv(self, timeout=None):
+        """Receive the next message, waiting for one.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most, fractions count; None: no limit.
+
+        Returns
+        -------
+        object
+            Made in this interpreter, which owns it.
+
+        Raises
+        ------
+        ChannelClosed
+            If this end is closed, or the channel is empty and nobody can send.
+        RecvTimeout
+            If no message came in time.
+
+        Notes
+        -----
+        Blocks with the interpreter's lock released: a short spin, then asleep.
+        """
+        cdef si_msg msg
+        cdef si_ret st = self._try(&msg)
+        cdef int64_t deadline
+        if st == SI_EMPTY:
+            deadline = _deadline(check_timeout(timeout))
+            while st == SI_EMPTY:
+                _wait_channel(self, SI_RECEIVER, deadline)
+                st = self._try(&msg)
+        if st != SI_OK:
+            _check(st, "the channel is closed and empty" if st == SI_CLOSED else None)
+        return self._take(&msg)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        errors = _errors()
+        try:
+            return self.recv()
+        except errors.ChannelClosed:
+            raise StopIteration from None
+
+    def _async_wait(self, told):
+        """Register a callable to be called once there may be a message.
+
+        Returns an AsyncWait, or None if there is something already.
+        """
+        cdef AsyncWait wait
+        self._need_open()
+        wait = AsyncWait.__new__(AsyncWait)
+        return wait if wait._register(self, told) else None
+
+
+cdef class AsyncWait:
+    """A coroutine's place among a channel's receivers."""
+    cdef si_async *a
+    cdef object told
+    cdef Context context
+    cdef bint pending
+
+    def __dealloc__(self):
+        if self.a != NULL:
+            si_async_release(self.a)
+
+    cdef bint _register(self, RecvEnd end, told) except -1:
+        cdef _Notifier notifier = _notifier(_context)
+        cdef si_ret st
+        self.context = _context
+        self.told = told
+        self.a = si_async_new(end.handle.channel, notifier.cq)
+        if self.a == NULL:
+            raise MemoryError
+        # Kept until it is told or cancelled.
+        self.a.owner = <void *>self
+        Py_INCREF(self)
+        self.pending = True
+        notifier.outstanding += 1
+        notifier.ensure()
+        st = si_async_register(self.a, SI_RECEIVER)
+        if st == SI_OK:
+            return True
+        self._release()
+        if st != SI_EMPTY:
+            _check(st)
+        return False
+
+    cdef int _release(self) except -1:
+        if self.pending:
+            self.pending = False
+            self.a.owner = NULL
+            (<_Notifier>self.context.notifier).outstanding -= 1
+            Py_DECREF(self)
+        return 0
+
+    cdef int _told(self) except -1:
+        told = self.told
+        self._release()
+        told()
+        return 0
+
+    def cancel(self):
+        """Leave the list; a message that was announced is announced to the next."""
+        keep = self     # _release may drop the last other reference
+        if self.a != NULL:
+            si_async_cancel(self.a, SI_RECEIVER)
+            self._release()
+
+
+def select_channels(tuple ends, timeout, Py_ssize_t first):
+    """(end, object) of the first channel with a message; see channels.select."""
+    cdef Py_ssize_t n = len(ends), i, j, n_closed
+    cdef si_channel **channels
+    cdef si_link *links
+    cdef si_msg msg
+    cdef si_ret st
+    cdef RecvEnd end
+    cdef int64_t deadline = _deadline(check_timeout(timeout)), until
+    cdef bint main_thread = si_is_main_thread()
+    channels = <si_channel **>malloc(<size_t>n * sizeof(si_channel *))
+    links = <si_link *>malloc(<size_t>n * sizeof(si_link))
+    try:
+        if channels == NULL or links == NULL:
+            raise MemoryError
+        while True:
+            n_closed = 0
+            j = 0
+            for i in range(n):
+                end = ends[(first + i) % n]
+                if not end.open:
+                    n_closed += 1
+                    continue
+                st = end._try(&msg)
+                if st == SI_OK:
+                    return end, end._take(&msg)
+                if st == SI_CLOSED:
+                    n_closed += 1
+                    continue
+                if st != SI_EMPTY:
+                    _check(st)
+                channels[j] = end.handle.channel
+                j += 1
+            if n_closed == n:
+                raise _errors().ChannelClosed("all channels are closed and empty")
+            until = min(deadline, si_now() + 50000000) if main_thread else deadline
+            with nogil:
+                st = si_channel_select(channels, links, <uint32_t>j, until)
+            if st == SI_TIMEOUT and until == deadline:
+                raise _errors().RecvTimeout("no message in time")
+            if st == SI_TIMEOUT or st == SI_INTR:
+                PyErr_CheckSignals()
+            elif st != SI_OK:
+                _check(st)
+    finally:
+        free(channels)
+        free(links)
+
+
+# ---- shared memory ------------------------------------------------------------------------------------------
+
+cdef class SharedMemory:
+    """The C half of a SharedBuffer."""
+    cdef si_shared *shared
+    cdef object __weakref__
+
+    def __cinit__(self, nbytes=None):
+        cdef Py_ssize_t n
+        if nbytes is None:
+            return      # filled in by its maker
+        n = nbytes
+        if n < 0:
+            raise ValueError(f"nbytes must be >= 0, not {n}")
+        self.shared = si_shared_new(<size_t>n)
+        if self.shared == NULL:
+            raise MemoryError(f"no memory for a SharedBuffer of {n} bytes")
+
+    def __dealloc__(self):
+        if self.shared != NULL:
+            si_shared_release(self.shared)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.shared.data, <Py_ssize_t>self.shared.size, False, flags)
+
+    def __len__(self):
+        return <Py_ssize_t>self.shared.size
+
+    @property
+    def nbytes(self):
+        """Size in bytes; constant."""
+        return <Py_ssize_t>self.shared.size
+
+    @property
+    def id(self):
+        """Number of the block in this process; the same in every interpreter."""
+        return self.shared.id
+
+    def __reduce__(self):
+        return _shared_by_id, (_process_token(), self.shared.id)
+
+
+def _shared_by_id(token, uint64_t id):
+    """The SharedBuffer that a plain pickle names, if somebody still holds it."""
+    from subinterp.buffers import SharedBuffer
+    cdef si_shared *s = si_shared_find(id) if token == _process_token() else NULL
+    cdef SharedMemory made
+    if s == NULL:
+        raise ValueError("the SharedBuffer is gone, or belongs to another process")
+    made = SharedMemory.__new__(SharedBuffer, None)
+    made.shared = s
+    return made
+
+
+# ---- the process -----------------------------------------------------------------------------------------------
+
+def _process_token():
+    """Tells this process from others that load one of its pickles."""
+    import os
+    return os.getpid()
+
+
+def interpreter_ids():
+    """Ids of all interpreters of the process, newest first."""
+    cdef int64_t ids[4096]
+    cdef size_t n
+    if not si_runtime_known():
+        return None
+    with nogil:
+        n = si_runtime_list(ids, 4096)
+    return [ids[i] for i in range(<Py_ssize_t>min(n, 4096))]
+
+
+def current_interpreter_id():
+    """Id of the interpreter that asks."""
+    return (<Context>_context).cx.interp_id
+
+
+def in_worker():
+    """True in a worker's own thread."""
+    return si_worker_self() != NULL
+
+
+def abandon_workers(double grace):
+    """At exit of the process: make workers that have not ended harmless.
+
+    Those that may still end are given `grace` seconds.
+    """
+    cdef int64_t ns = <int64_t>(grace * 1e9)
+    with nogil:
+        si_exit_abandon(ns)
+
+
+def set_spin_time(double seconds):
+    """Set how long waits spin before they sleep, in seconds; 0: not at all.
+
+    For the whole process. The default is 50 microseconds, or 0 on one core.
+    Waits learn to spin less where it does not help.
+    """
+    if not 0 <= seconds <= 1:
+        raise ValueError("seconds must be between 0 and 1")
+    si_set_spin(<int64_t>(seconds * 1e9))
+
+
+def usable_cores():
+    """Processors this process may run on."""
+    return si_usable_cores()
+
+
+def live_counts():
+    """Live C objects of the process by kind; tasks and messages in debug builds only."""
+    return {
+        "contexts": si_live.contexts, "pools": si_live.pools, "workers": si_live.workers,
+        "channels": si_live.channels, "buffers": si_live.shared,
+        "functions": si_live.functions, "tasks": si_live.tasks, "messages": si_live.messages,
+    }
+
+
+_context = _new_context()
+si_runtime_init()
+si_python.init_module = PyInit__core
+si_python.encode = _hook_encode
+si_python.decode = _hook_decode
+preimport_datetime = bool(SI_PREIMPORT_DATETIME)

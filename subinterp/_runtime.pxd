@@ -1,0 +1,239 @@
+# _runtime.pxd: the C layer as Cython sees it. What each function and struct
+# means stands in the headers under _runtime/.
+from cpython.object cimport PyObject, PyTypeObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "si_compat.h":
+    int SI_PREIMPORT_DATETIME
+
+
+cdef extern from "si_base.h" nogil:
+    ctypedef enum si_ret:
+        SI_OK, SI_EMPTY, SI_FULL, SI_CLOSED, SI_TIMEOUT, SI_INTR, SI_NOMEM
+        SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_DEADLOCK, SI_NOTFAST, SI_ERROR, SI_CORRUPT
+    int64_t SI_FOREVER
+    int64_t si_now()
+    void si_set_spin(int64_t ns)
+    int si_usable_cores()
+    uint32_t si_generation()
+    int si_cores
+    ctypedef struct si_live_counts:
+        int64_t contexts, pools, workers, channels, shared, functions, tasks, messages
+    si_live_counts si_live
+    ctypedef struct si_spin:
+        pass
+
+
+cdef extern from "si_message.h" nogil:
+    ctypedef struct si_block:
+        bint readonly
+        size_t size
+        char *data
+    si_block *si_block_new(size_t size)
+    void si_block_release(si_block *b)
+    ctypedef struct si_shared:
+        uint64_t id
+        size_t size
+        char *data
+    si_shared *si_shared_new(size_t size)
+    si_shared *si_shared_find(uint64_t id)
+    void si_shared_retain(si_shared *s)
+    void si_shared_release(si_shared *s)
+    ctypedef enum si_part_kind:
+        SI_PART_NONE, SI_PART_BYTES, SI_PART_BLOCK, SI_PART_SHARED
+        SI_PART_SENDER, SI_PART_RECEIVER, SI_PART_POOL, SI_PART_MSG
+    ctypedef struct si_part:
+        si_part_kind kind
+        size_t n
+        void *ptr
+    ctypedef enum si_format:
+        SI_FMT_NONE, SI_FMT_FAST, SI_FMT_PICKLE
+    ctypedef struct si_msg:
+        char *data
+        size_t len
+        si_part *parts
+        uint32_t n_parts
+        uint8_t format
+    void si_msg_init(si_msg *m)
+    void si_msg_clear(si_msg *m)
+    void si_msg_cut(si_msg *m, size_t len, uint32_t n_parts)
+    void si_msg_move(si_msg *to, si_msg *source)
+    bint si_put(si_msg *m, const void *p, size_t n)
+    bint si_msg_part(si_msg *m, si_part_kind kind, void *ptr, size_t n)
+    size_t si_msg_weight(const si_msg *m)
+
+
+cdef extern from "si_context.h":
+    ctypedef enum si_side:
+        SI_SENDER, SI_RECEIVER
+    ctypedef struct si_channel:
+        uint64_t id
+        size_t maxsize
+        uint32_t count
+        int handles[2]
+    ctypedef struct si_handle:
+        si_channel *channel
+        si_side side
+    ctypedef struct si_context:
+        int64_t interp_id
+        si_cq *notices
+        bint core_loaded
+    ctypedef struct PyInterpreterState:
+        pass
+    PyInterpreterState *PyInterpreterState_Get()
+    si_context *si_context_of(PyInterpreterState *interp) except NULL
+    void si_context_retain(si_context *cx) nogil
+    void si_context_release(si_context *cx) nogil
+    void si_ledger_add(si_context *cx, si_handle *h) nogil
+    void si_ledger_remove(si_context *cx, si_handle *h) nogil
+    bint si_runtime_known() nogil
+    size_t si_runtime_list(int64_t *ids, size_t max) nogil
+    si_ret si_runtime_init() nogil
+
+
+cdef extern from "si_codec.h":
+    ctypedef struct si_encoder:
+        int depth
+    void si_encoder_init(si_encoder *e)
+    si_ret si_encode(si_encoder *e, si_msg *m, PyObject *obj)
+    ctypedef struct si_reader:
+        const char *p
+        const char *end
+        si_msg *m
+        bint keep
+    void si_reader_init(si_reader *r, si_msg *m)
+    object si_decode(si_reader *r)
+    bint si_get_u32(si_reader *r, uint32_t *v)
+    bint si_put_u32(si_msg *m, uint32_t v)
+
+
+cdef extern from "si_task.h" nogil:
+    ctypedef enum si_task_state:
+        SI_PENDING, SI_RUNNING, SI_DONE, SI_FAILED, SI_CANCELLED, SI_LOST
+    uint32_t SI_STATE_MASK, SI_WAITED, SI_OBSERVED
+    bint SI_IS_FINAL(uint32_t word)
+    int SI_ARITY_STAR
+    ctypedef enum si_task_kind:
+        SI_CALL, SI_CALL_PICKLED, SI_CHUNK, SI_WORKER_CALL
+    ctypedef struct si_function:
+        int64_t cost
+        bint remember
+        si_msg msg
+    si_function *si_function_new(si_msg *msg, bint by_name)
+    void si_function_retain(si_function *f)
+    void si_function_retire(si_function *f)
+    void si_function_release(si_function *f)
+    ctypedef struct si_node:
+        bint is_task
+    ctypedef struct si_task:
+        si_node node
+        int refs
+        uint8_t kind
+        uint8_t arity
+        bint failed_items
+        uint32_t n_items
+        si_function *function
+        PyObject *observer
+        int64_t run_ns
+        si_msg msg
+    si_task *si_task_new()
+    void si_task_free(si_task *t)
+    void si_task_release(si_task *t)
+    uint32_t si_task_word(si_task *t)
+    uint32_t si_task_cancel(si_task *t)
+    uint32_t si_task_observe(si_task *t, si_cq *cq)
+    si_ret si_task_wait(si_task *t, int64_t deadline, si_spin *spin)
+    ctypedef struct si_cq:
+        pass
+    si_cq *si_cq_new()
+    void si_cq_retain(si_cq *q)
+    void si_cq_release(si_cq *q)
+    void si_cq_close(si_cq *q)
+    si_ret si_cq_pop(si_cq *q, si_node **node)
+    si_ret si_cq_wait(si_cq *q, int64_t deadline, si_spin *spin)
+
+
+cdef extern from "si_pool.h" nogil:
+    ctypedef struct si_worker:
+        pass
+    ctypedef struct si_pool:
+        uint64_t id
+        uint32_t generation
+        int max_workers
+        int n_workers
+        uint32_t n_queued
+        si_msg boot
+        si_msg initializer
+        si_spin caller_spin
+        size_t stack_size
+        bint forward_output
+    ctypedef struct si_output:
+        si_output *next
+        int stream
+        size_t n
+        char *data
+    si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name)
+    void si_pool_retain(si_pool *p)
+    void si_pool_release(si_pool *p)
+    si_pool *si_pool_find(uint64_t id)
+    si_ret si_pool_push(si_pool *p, si_task *t)
+    si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
+    void si_pool_close(si_pool *p, bint cancel, bint give_up)
+    si_ret si_pool_join(si_pool *p, int64_t deadline)
+    bint si_pool_is_broken(si_pool *p)
+    bint si_pool_is_closing(si_pool *p)
+    char *si_pool_reason(si_pool *p)
+    si_ret si_pool_wait_task(si_pool *p, si_worker *me, si_task *t, int64_t deadline, bint slice)
+    si_ret si_pool_wait_cq(si_pool *p, si_worker *me, si_cq *q, int64_t deadline, bint slice)
+    si_worker *si_worker_self()
+    si_output *si_pool_take_output(si_pool *p)
+    void si_exit_abandon(int64_t grace_ns)
+    bint si_pool_given_up(si_pool *p)
+    size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
+
+
+cdef extern from "si_pool.h":
+    ctypedef struct si_hooks:
+        PyObject *(*init_module)() noexcept
+        int (*encode)(si_context *cx, si_msg *m, PyObject *obj) except -1
+        PyObject *(*decode)(si_context *cx, si_msg *m, bint keep) except NULL
+    si_hooks si_python
+    object si_value_decode(si_context *cx, si_msg *m, bint keep)
+    int si_value_encode(si_context *cx, si_msg *m, PyObject *obj) except -1
+
+
+cdef extern from "si_channel.h" nogil:
+    ctypedef struct si_link:
+        pass
+    ctypedef struct si_async:
+        si_node node
+        si_channel *channel
+        void *owner
+    si_channel *si_channel_new(size_t maxsize)
+    si_channel *si_channel_find(uint64_t id)
+    void si_channel_retain(si_channel *c)
+    void si_channel_release(si_channel *c)
+    si_ret si_channel_add_handle(si_channel *c, si_side side, bint attach)
+    void si_channel_drop_count(si_channel *c, si_side side)
+    si_ret si_channel_try_send(si_channel *c, si_msg *m)
+    si_ret si_channel_try_recv(si_channel *c, si_msg *m)
+    si_ret si_channel_wait(si_channel *c, si_side side, int64_t deadline)
+    bint si_channel_spin(si_channel *c)
+    si_ret si_channel_select(si_channel **channels, si_link *links, uint32_t n, int64_t deadline)
+    si_ret si_async_register(si_async *a, si_side side)
+    void si_async_cancel(si_async *a, si_side side)
+    si_async *si_async_new(si_channel *c, si_cq *cq)
+    void si_async_release(si_async *a)
+    bint si_handle_claim_drop(si_handle *h)
+    void si_handle_init(si_handle *h, si_channel *c, si_side side)
+    bint si_handle_counted(si_handle *h)
+    int si_channel_size(si_channel *c)
+    int si_channel_handles(si_channel *c, si_side side)
+
+
+cdef extern from "si_process.h" nogil:
+    bint si_is_main_thread()
+    void si_store_cost(si_function *f, int64_t cost)
+    int64_t si_load_cost(si_function *f)
+    void si_store_refs(si_task *t, int refs)

@@ -1,0 +1,88 @@
+"""The exceptions of subinterp.
+
+User errors derive from what the standard library raises in the same place, so
+that code written for `concurrent.futures` or `queue` catches them.
+"""
+
+import queue
+from concurrent.futures import BrokenExecutor
+from pickle import PicklingError
+
+__all__ = [
+    "BrokenInterpreterPool",
+    "ChannelClosed",
+    "ChannelEmpty",
+    "ChannelError",
+    "ChannelFull",
+    "ChannelTimeout",
+    "NotSendableError",
+    "PoolDeadlockError",
+    "RecvTimeout",
+    "RemoteError",
+    "RemoteTraceback",
+    "SendTimeout",
+    "SubinterpError",
+]
+
+
+class SubinterpError(Exception):
+    """Base of the exceptions that only this library raises."""
+
+
+class NotSendableError(SubinterpError, PicklingError, TypeError):
+    """An object cannot travel to another interpreter.
+
+    The message names the object and its path inside the value, for example
+    ``args[1]['conn'].socket``.
+    """
+
+
+class RemoteError(SubinterpError):
+    """An exception in a worker that could not travel itself; carries its text."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of a worker as text; shown as the cause of its exception."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class BrokenInterpreterPool(SubinterpError, BrokenExecutor):
+    """A pool lost what it needs to run tasks; says why."""
+
+
+class PoolDeadlockError(SubinterpError, RuntimeError):
+    """Every worker of a pool waits for tasks in the pool's own queue."""
+
+
+class ChannelError(SubinterpError):
+    """Base of the channels' exceptions."""
+
+
+class ChannelClosed(ChannelError):
+    """The other side is gone, or this end was closed."""
+
+
+class ChannelEmpty(ChannelError, queue.Empty):
+    """`recv_nowait` found no message."""
+
+
+class ChannelFull(ChannelError, queue.Full):
+    """`send_nowait` found no room."""
+
+
+class ChannelTimeout(ChannelError, TimeoutError):
+    """A channel operation did not finish in time."""
+
+
+class SendTimeout(ChannelTimeout, queue.Full):
+    """`send` found no room in time; the object stays with the sender."""
+
+
+class RecvTimeout(ChannelTimeout, queue.Empty):
+    """`recv` or `select` got no message in time."""

@@ -1,0 +1,418 @@
+"""Pools of interpreters: the executor."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from concurrent.futures import Future as _StandardFuture
+from itertools import count
+from types import CodeType
+from typing import Any
+
+from subinterp import _core
+
+__all__ = ["Future", "InterpreterPool"]
+
+_pool_numbers = count()
+
+
+class Future(_core.FutureCore, _StandardFuture):
+    """The caller's handle on a task; a `concurrent.futures.Future`.
+
+    Made by a pool. `result` and `exception` wait in C, and the outcome becomes
+    an object of this interpreter when it is first asked for.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("futures are made by a pool: use InterpreterPool.submit")
+
+
+# The methods of the standard future that the C half replaces would otherwise
+# be found there first only by luck of the method resolution order.
+assert Future.result is _core.FutureCore.result
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use: affinity and cgroup quota."""
+    cores = int(_core.usable_cores())
+    quota = _cgroup_quota()
+    return max(1, min(cores, quota)) if quota else cores
+
+
+def _cgroup_quota() -> int | None:
+    """Whole processors of the control group's quota, rounded up; None: no quota."""
+    try:
+        with open("/proc/self/cgroup") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    limits: list[float] = []
+    for line in lines:
+        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if number == "0":
+            limits += _quotas("/sys/fs/cgroup", path, _read_v2)
+        elif "cpu" in controllers.split(","):
+            limits += _quotas(f"/sys/fs/cgroup/{controllers}", path, _read_v1)
+    return max(1, -int(-min(limits) // 1)) if limits else None
+
+
+def _quotas(mount: str, path: str, read: Callable[[str], float | None]) -> list[float]:
+    """Limits of a group and of those above it."""
+    found = []
+    parts = [p for p in path.split("/") if p not in ("", "..")]
+    for n in range(len(parts), -1, -1):
+        limit = read("/".join([mount, *parts[:n]]))
+        if limit is not None:
+            found.append(limit)
+    return found
+
+
+def _read_v2(folder: str) -> float | None:
+    try:
+        with open(f"{folder}/cpu.max") as file:
+            quota, period = file.read().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _read_v1(folder: str) -> float | None:
+    try:
+        with open(f"{folder}/cpu.cfs_quota_us") as file:
+            quota = int(file.read())
+        with open(f"{folder}/cpu.cfs_period_us") as file:
+            period = int(file.read())
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+# ---- what a worker starts with ----------------------------------------------------
+
+_worker_code: bytes | None = None
+
+
+def _code_for_workers() -> bytes:
+    """The code object of `_worker`, marshalled: workers import nothing to start."""
+    global _worker_code
+    if _worker_code is None:
+        import marshal
+
+        name = f"{_package_folder()}/_worker.py"
+        loader = globals().get("__loader__")
+        if loader is not None and hasattr(loader, "get_data"):
+            source = loader.get_data(name)
+        else:
+            with open(name, "rb") as file:
+                source = file.read()
+        code: CodeType = compile(source, name, "exec", dont_inherit=True, optimize=0)
+        _worker_code = marshal.dumps(code)
+    return _worker_code
+
+
+def _package_folder() -> str:
+    return os.path.dirname(os.path.abspath(__file__))
+
+
+def _warning_filters() -> list[tuple[Any, ...]] | None:
+    """This interpreter's warning filters as plain values; None: the usual ones."""
+    import warnings
+
+    def pattern(p: Any) -> tuple[str | None, int]:
+        if p is None:
+            return None, 0
+        return (p, 0) if isinstance(p, str) else (p.pattern, p.flags)
+
+    filters = []
+    for action, message, category, module, lineno in warnings.filters:
+        text, flags = pattern(message)
+        in_module, in_flags = pattern(module)
+        filters.append(
+            (
+                action,
+                text,
+                flags,
+                category.__module__,
+                category.__qualname__,
+                in_module,
+                in_flags,
+                lineno,
+            )
+        )
+    return None if filters == _INITIAL_FILTERS else filters
+
+
+# What an interpreter has at its start, unless it was told otherwise.
+_INITIAL_FILTERS: list[tuple[Any, ...]] = (
+    [
+        ("default", None, 0, "builtins", "DeprecationWarning", "__main__", 0, 0),
+        ("ignore", None, 0, "builtins", "DeprecationWarning", None, 0, 0),
+        ("ignore", None, 0, "builtins", "PendingDeprecationWarning", None, 0, 0),
+        ("ignore", None, 0, "builtins", "ImportWarning", None, 0, 0),
+        ("ignore", None, 0, "builtins", "ResourceWarning", None, 0, 0),
+    ]
+    if not sys.warnoptions
+    else []
+)
+
+
+def _stream_options(name: str) -> dict[str, Any] | None:
+    """How a worker's stream reaches the one of that name here."""
+    stream = getattr(sys, name)
+    if stream is None:
+        return None
+    # A replaced stream (pytest's capture, a notebook's cell) gets the text
+    # itself; the usual one shares its file descriptor.
+    forward = stream is not getattr(sys, f"__{name}__") or _core.in_worker()
+    return {
+        "forward": forward,
+        "encoding": "utf-8" if forward else stream.encoding,
+        "errors": "surrogateescape" if forward else stream.errors,
+        "line_buffering": bool(getattr(stream, "line_buffering", False)),
+    }
+
+
+def _boot_options(name: str) -> dict[str, Any]:
+    stdout, stderr = _stream_options("stdout"), _stream_options("stderr")
+    return {
+        "worker_code": _code_for_workers(),
+        "package": _package_folder(),
+        "core": _core.__file__,
+        "name": name,
+        "path": [p if isinstance(p, str) else os.fspath(p) for p in sys.path],
+        "argv": [str(a) for a in getattr(sys, "argv", [""])],
+        "filters": _warning_filters(),
+        "switch_interval": None
+        if sys.getswitchinterval() == 0.005
+        else float(sys.getswitchinterval()),
+        "recursion_limit": sys.getrecursionlimit(),
+        "streams": {
+            "stdout": stdout,
+            "stderr": stderr,
+            "forwards": any(s is not None and s["forward"] for s in (stdout, stderr)),
+        },
+    }
+
+
+# ---- the pool ------------------------------------------------------------------------
+
+
+class InterpreterPool(_core.PoolCore, Executor):
+    """An executor whose workers are interpreters with a lock of their own.
+
+    Parameters
+    ----------
+    max_workers : int, optional
+        Workers at most; they are started as work comes. None: as many as this
+        process may use processors (affinity and cgroup quota).
+    thread_name_prefix : str
+        Name of the workers' threads, followed by their number.
+    initializer : callable, optional
+        Called as ``initializer(*initargs)`` in each worker before its first
+        task. If it raises, the pool is broken.
+    initargs : tuple
+        Arguments of `initializer`.
+    max_tasks_per_child : int, optional
+        Tasks after which a worker's interpreter is replaced by a fresh one.
+        None: never.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    NotSendableError
+        If the initializer or its arguments cannot be sent.
+
+    Notes
+    -----
+    Workers start with the creator's ``sys.path``, ``sys.argv``, warning
+    filters and environment as they are when the pool is made. Arguments and
+    results are copied; see `SharedBuffer` and `create_channel` for what is
+    shared. A pool may be used from any thread, and sent to other interpreters,
+    where it is a handle on the same workers.
+
+    Examples
+    --------
+    >>> from subinterp import InterpreterPool
+    >>> with InterpreterPool(2) as pool:
+    ...     list(pool.map(pow, [2, 3], [10, 10]))
+    [1024, 59049]
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = usable_cpus()
+        elif not isinstance(max_workers, int):
+            raise TypeError(f"max_workers must be an integer, not {type(max_workers).__name__}")
+        if max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if max_workers > 4096:
+            raise ValueError("max_workers must be at most 4096")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        name = thread_name_prefix or f"interp{next(_pool_numbers)}"
+        _prepare_interpreter()
+        self._open(
+            max_workers,
+            max_tasks_per_child or 0,
+            name,
+            _boot_options(name),
+            initializer,
+            tuple(initargs),
+        )
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """Apply a function to the items of iterables, results in order.
+
+        Parameters
+        ----------
+        fn : callable
+            Called with one item of each iterable.
+        *iterables : iterable
+            Read as far as the shortest one goes.
+        timeout : float, optional
+            Seconds from this call within which every result must be read.
+        chunksize : int, optional
+            Items sent to a worker at a time. None: chosen from the time that
+            earlier items took.
+        buffersize : int, optional
+            Items taken from the input whose results have not been read yet,
+            at most. None: a few chunks for each worker.
+
+        Returns
+        -------
+        iterator
+            Results in the order of the input. Work starts now; the input is
+            read further as results are read, so it may be endless.
+
+        Raises
+        ------
+        TimeoutError
+            From the iterator, if the time is over.
+        NotSendableError
+            If an item cannot be sent; names it.
+        BaseException
+            From the iterator, what a call raised; it ends the iterator, and
+            chunks not begun are cancelled.
+
+        Notes
+        -----
+        Reading a result blocks, with the interpreter's lock released. A map
+        over inputs of known length that is not read, or is read after the
+        pool's shutdown, is complete all the same; an input of unknown length
+        is read up to the bound only, so read its results inside the `with`.
+        """
+        _check_positive("chunksize", chunksize)
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        iterator: Iterator[Any] = self._map(
+            fn, iterables, timeout, chunksize, buffersize, False, False
+        )
+        return iterator
+
+    def imap_unordered(
+        self, fn: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> Iterator[Any]:
+        """Apply a function to the items of an iterable, results as they come.
+
+        As `map`, but results are yielded chunk by chunk as workers complete
+        them, and an item that raised does not end the iterator: ``next``
+        raises its exception, and the one after it goes on.
+        """
+        _check_positive("chunksize", chunksize)
+        iterator: Iterator[Any] = self._map(fn, (iterable,), None, chunksize, None, False, True)
+        return iterator
+
+    def starmap(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+    ) -> list[Any]:
+        """Apply a function to argument tuples; returns the list of results.
+
+        As `multiprocessing.Pool.starmap`: ``[fn(*args) for args in iterable]``,
+        in parallel. Blocks until all results are there; otherwise as `map`.
+        """
+        _check_positive("chunksize", chunksize)
+        return list(self._map(fn, (iterable,), None, chunksize, None, True, False))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks, and let the workers end.
+
+        Parameters
+        ----------
+        wait : bool
+            Wait until all tasks are done and the workers have ended. A worker
+            whose end hangs (a thread that a task left running) is left behind.
+        cancel_futures : bool
+            Cancel the tasks that no worker has begun.
+
+        Notes
+        -----
+        Idempotent. With ``wait=False`` the program still waits for the pool's
+        tasks when it ends, except if `cancel_futures` is true as well.
+        """
+        self._close(cancel_futures, cancel_futures and not wait)
+        if wait:
+            self._join()
+
+    def __repr__(self) -> str:
+        state = "broken" if self._is_broken else "shut down" if self._is_closing else "open"
+        return f"<InterpreterPool {self._id}: {self._n_workers} of {self._max_workers} workers, {state}>"
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None:
+        if not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer or None")
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1.")
+
+
+# ---- the end of the interpreter ---------------------------------------------------------
+
+# Seconds that workers get at exit, after their tasks are done or given up.
+EXIT_GRACE = 2.0
+
+_prepared = False
+
+
+def _prepare_interpreter() -> None:
+    """Before the first pool: what CPython needs of this interpreter."""
+    global _prepared
+    if _prepared:
+        return
+    if _core.preimport_datetime:
+        import datetime  # noqa: F401  (3.13: two interpreters importing it at once can crash)
+    # Before threads are joined, as concurrent.futures does for its own pools.
+    threading._register_atexit(_core.close_pools_of_this_interpreter)  # type: ignore[attr-defined]
+    if _core.current_interpreter_id() == 0:
+        atexit.register(_core.abandon_workers, EXIT_GRACE)
+    _prepared = True

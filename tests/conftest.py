@@ -1,0 +1,222 @@
+"""Fixtures that every test of subinterp runs under.
+
+Each test is compared before and after: live C objects, interpreters, native
+threads, file descriptors. Errors in threads and unraisable errors fail the
+test they belong to. A test that hangs is ended, with every stack shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import itertools
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from _support import ALL_EXECUTORS, EXECUTORS, Snapshot
+from _work import Flag
+
+# A single test may take this long before all stacks are dumped and the run
+# is ended. A stress test may raise it with @pytest.mark.hard_timeout(seconds).
+HARD_TIMEOUT = float(os.environ.get("SUBINTERP_TEST_TIMEOUT", "240"))
+
+# How long things may take to settle after a test before they count as leaked.
+GRACE = 10.0
+
+_stderr_fd: int | None = None
+
+
+def pytest_configure(config):
+    global _stderr_fd
+    config.addinivalue_line(
+        "markers", "hard_timeout(seconds): end the run when the test takes longer"
+    )
+    config.addinivalue_line(
+        "markers", "leaks(*what): what the test leaves behind on purpose, and is not compared"
+    )
+    config.addinivalue_line(
+        "markers", "not_on(*kinds, reason): do not run the contract test on these rivals"
+    )
+    config.addinivalue_line("markers", "stress: long, sized by SUBINTERP_STRESS")
+    # Capture has already redirected file descriptor 2.
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is None:
+        _stderr_fd = os.dup(2)
+    else:
+        with capture.global_and_fixture_disabled():
+            _stderr_fd = os.dup(2)
+
+
+def pytest_report_header(config):
+    import subinterp
+
+    missing = ", ".join(name for name in ALL_EXECUTORS if name not in EXECUTORS)
+    return [
+        f"subinterp: {Path(subinterp.__file__).parent}",
+        f"executors compared: {', '.join(EXECUTORS)}"
+        + (f" (this Python has no: {missing})" if missing else ""),
+    ]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show every skip with its reason: nothing is skipped silently."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    terminalreporter.section("skipped, and why")
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        terminalreporter.write_line(f"{report.nodeid}: {reason}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _started_helpers():
+    """Start what lives as long as the process, before anything is compared."""
+    # Rivals in the contract tests: the tracker holds a pipe and a process.
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()
+    # The first callback on a future starts the one notifier thread, if any.
+    import subinterp
+
+    with subinterp.InterpreterPool(1) as pool:
+        done = threading.Event()
+        pool.submit(abs, -1).add_done_callback(lambda future: done.set())
+        assert done.wait(60), "a done callback never ran"
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks_no_hidden_errors(request, _started_helpers):
+    marker = request.node.get_closest_marker("hard_timeout")
+    timeout = marker.args[0] if marker else HARD_TIMEOUT
+    marker = request.node.get_closest_marker("leaks")
+    ignore = set(marker.args) if marker else set()
+
+    errors = []
+
+    def thread_hook(args):
+        if args.exc_type is not SystemExit:
+            errors.append(args.exc_value)
+
+    def unraisable_hook(args):
+        errors.append(args.exc_value or RuntimeError(str(args.err_msg)))
+        print("unraisable in", args.object, args.err_msg, file=sys.stderr)
+
+    gc.collect()
+    before = Snapshot()
+    thread_hook_before, unraisable_hook_before = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
+    faulthandler.dump_traceback_later(timeout, exit=True, file=_stderr_fd)
+    try:
+        yield
+        gc.collect()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        threading.excepthook, sys.unraisablehook = thread_hook_before, unraisable_hook_before
+
+    if errors:
+        raise ExceptionGroup("errors outside the test's own thread", errors)
+
+    deadline = time.monotonic() + GRACE
+    while leaks := Snapshot().leaks_since(before, ignore):
+        if time.monotonic() > deadline:
+            pytest.fail("left behind: " + "; ".join(leaks))
+        time.sleep(0.01)
+        gc.collect()
+
+
+# Pools ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool():
+    """A pool of two workers, shut down after the test."""
+    import subinterp
+
+    with subinterp.InterpreterPool(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pool1():
+    """A pool of a single worker, shut down after the test."""
+    import subinterp
+
+    with subinterp.InterpreterPool(1) as pool:
+        yield pool
+
+
+# Executors: the same body runs on the standard ones and on ours --------------------
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test that takes `kind` on every executor, ours last.
+
+    `@pytest.mark.not_on("spawn", ..., reason=...)` names rivals that are known
+    to behave differently; ours cannot be named.
+    """
+    if "kind" not in metafunc.fixturenames:
+        return
+    kinds = dict(EXECUTORS)
+    for marker in metafunc.definition.iter_markers("not_on"):
+        assert marker.kwargs["reason"] and "ours" not in marker.args
+        for name in marker.args:
+            assert name in ALL_EXECUTORS
+            kinds.pop(name, None)
+    metafunc.parametrize("kind", kinds)
+
+
+@pytest.fixture
+def make_executor(kind):
+    """A function that makes executors, shut down after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(max_workers=2, **kwargs):
+            return stack.enter_context(EXECUTORS[kind](max_workers, **kwargs))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def _shared_executors():
+    """Executors that take long to start, shared by the tests of a module."""
+    with contextlib.ExitStack() as stack:
+        made = {}
+
+        def get(kind):
+            if kind not in made:
+                executor = made[kind] = stack.enter_context(EXECUTORS[kind](2))
+                # Start everything it has, so that it is there before each test.
+                for future in [executor.submit(time.sleep, 0.5) for _ in range(2)]:
+                    future.result()
+            return made[kind]
+
+        get("spawn")
+        get("fork")
+        yield get
+
+
+@pytest.fixture
+def executor(_shared_executors, kind, make_executor):
+    """An executor of two workers; those with processes are shared between tests."""
+    if kind in ("spawn", "fork"):
+        return _shared_executors(kind)
+    return make_executor()
+
+
+@pytest.fixture
+def flag(tmp_path):
+    """A function that makes events which every kind of executor can be sent."""
+    count = itertools.count()
+
+    def make():
+        return Flag(tmp_path / f"flag{next(count)}")
+
+    return make
