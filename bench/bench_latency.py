@@ -23,23 +23,43 @@ def latencies(call, effort, *, pause=0.0):
     dict of str to float
         The median and the 99th percentile of the calls, in seconds.
     """
+    (taken,) = in_turns([call], effort, pause=pause)
+    median, high = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
+    return {"seconds": median, "p50": median, "p99": high}
+
+
+def in_turns(calls, effort, *, pause=0.0):
+    """Time several calls in turns: A B C, A B C.
+
+    Parameters
+    ----------
+    calls : list of callable
+    effort : Effort
+        Bounds the number of turns of each, and the time for all of them.
+    pause : float
+        How long to sleep before each call, in seconds.
+
+    Returns
+    -------
+    list of list of float
+        For each of `calls`, the times that it took, sorted, in seconds.
+    """
     clock, sleep = time.perf_counter_ns, time.sleep
     deadline = clock() + effort.seconds * 1e9
-    taken = []
-    for _ in range(max(3, effort.count // 100)):
+    for call in calls * max(3, effort.count // 100):
         call()
-    while len(taken) < effort.count:
-        if pause:
-            sleep(pause)
-        start = clock()
-        call()
-        end = clock()
-        taken.append(end - start)
-        if end > deadline and len(taken) > 10:
+    taken = [[] for _ in calls]
+    for turn in range(effort.count):
+        for call, times in zip(calls, taken, strict=True):
+            if pause:
+                sleep(pause)
+            start = clock()
+            call()
+            end = clock()
+            times.append(end - start)
+        if end > deadline and turn >= 10:
             break
-    taken.sort()
-    median, high = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
-    return {"seconds": median / 1e9, "p50": median / 1e9, "p99": high / 1e9}
+    return [sorted(time / 1e9 for time in times) for times in taken]
 
 
 class HotLatency(Case):
@@ -50,7 +70,7 @@ class HotLatency(Case):
     figures = (Figure("p50", "p50"), Figure("p99", "p99"))
     contenders = POOLS
     pause = 0.0
-    full = Effort(rounds=9, seconds=0.4, count=5000)
+    full = Effort(rounds=15, seconds=0.25, count=5000)
     short = Effort(rounds=3, seconds=0.2, count=2000)
 
     def turn(self, contender, pool):
