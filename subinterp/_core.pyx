@@ -118,7 +118,11 @@ cdef int64_t _deadline(object timeout) except -1:
 
 
 def check_timeout(timeout):
-    """Validate a timeout of a channel operation; None or a number of seconds >= 0."""
+    """Validate a timeout of a channel operation: None or a number of seconds.
+
+    A negative one has passed already, as with futures: deadlines are often
+    computed.
+    """
     if timeout is not None:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
             try:
@@ -127,8 +131,6 @@ def check_timeout(timeout):
                 raise TypeError(
                     f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
                 ) from None
-        if timeout < 0:
-            raise ValueError("timeout must be non-negative")
     return timeout
 
 

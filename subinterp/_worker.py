@@ -103,10 +103,13 @@ def _set_filters(filters):
                 lineno,
             )
         )
-    warnings.filters[:] = rebuilt
-    warnings._filters_mutated_lock_held() if hasattr(
-        warnings, "_filters_mutated_lock_held"
-    ) else warnings._filters_mutated()
+    if hasattr(warnings, "_filters_mutated_lock_held"):  # 3.14 and later
+        with warnings._lock:
+            warnings.filters[:] = rebuilt
+            warnings._filters_mutated_lock_held()
+    else:
+        warnings.filters[:] = rebuilt
+        warnings._filters_mutated()
 
 
 # ---- streams -----------------------------------------------------------------
