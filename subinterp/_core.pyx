@@ -351,6 +351,16 @@ cdef MessageWriter _writer(si_context *cx, si_msg *msg, str mode):
     return w
 
 
+cdef object _by_value_modules():
+    """Modules registered with cloudpickle to travel by value; usually none.
+
+    Another thread may be importing cloudpickle at this moment: then none are.
+    """
+    import sys
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    return getattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
+
+
 cdef int _encode_general(si_context *cx, si_msg *msg, obj, str mode) except -1:
     """Append obj as a pickle: plain if that does, else with cloudpickle.
 
@@ -361,10 +371,8 @@ cdef int _encode_general(si_context *cx, si_msg *msg, obj, str mode) except -1:
     cdef MessageWriter writer = _writer(cx, msg, mode)
     cdef size_t start = msg.len
     cdef uint32_t n_parts = msg.n_parts
-    import sys
     from _pickle import Pickler
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    plain = cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES
+    plain = not _by_value_modules()
     if plain:
         try:
             pickler = Pickler(writer, 5, buffer_callback=writer)
@@ -1043,11 +1051,11 @@ def _importable(obj):
     name = getattr(obj, "__qualname__", None)
     if type(module) is not str or type(name) is not str or module in ("__main__", "__mp_main__"):
         return None
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    if cloudpickle is not None and cloudpickle._PICKLE_BY_VALUE_MODULES:
+    by_value = _by_value_modules()
+    if by_value:
         parent = module
         while parent:
-            if parent in cloudpickle._PICKLE_BY_VALUE_MODULES:
+            if parent in by_value:
                 return None
             parent = parent.rpartition(".")[0]
     found = sys.modules.get(module)
@@ -2696,7 +2704,9 @@ def live_counts():
 
 _context = _new_context()
 si_runtime_init()
-si_python.init_module = PyInit__core
-si_python.encode = _hook_encode
-si_python.decode = _hook_decode
+if si_python.init_module == NULL:
+    # Once for the process: before the first worker, constant afterwards.
+    si_python.init_module = PyInit__core
+    si_python.encode = _hook_encode
+    si_python.decode = _hook_decode
 preimport_datetime = bool(SI_PREIMPORT_DATETIME)

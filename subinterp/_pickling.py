@@ -291,6 +291,8 @@ def _find(obj: Any, path: str) -> tuple[str, Any, Exception | None]:
     """Path and object of the smallest part that cannot be sent, and why."""
     reason = _problem(obj)
     seen = {id(obj)}
+    if isinstance(reason, RecursionError):
+        return path, obj, reason  # nested too deeply: no part of it is to blame
     for _ in range(60):
         for child_path, child in _children(obj, path):
             if id(child) in seen:

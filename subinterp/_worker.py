@@ -6,12 +6,14 @@ functions by name. It imports as little as can be: every module imported here
 is paid for by every worker.
 """
 
+import _thread
 import io
 import sys
 
 # The parts of a worker that need more than its thread: set by `boot`.
 _index = 0
 _pool_name = ""
+_thread_id = 0
 _dirty: "memoryview | None" = None
 _streams: list = []
 
@@ -32,6 +34,8 @@ class _CoreFinder:
         self.execute = execute
 
     def find_spec(self, name, path=None, target=None):
+        if name == "threading":
+            return _threading_spec(name)
         if name != "subinterp._core":
             return None
         spec = _ModuleSpec(name, self, origin=self.core_file)
@@ -64,16 +68,67 @@ class _PackageFinder:
 _ModuleSpec = type(sys.__spec__)
 
 
+# ---- the worker's thread, as `threading` sees it ---------------------------------
+# `threading` takes the thread that started the process for every interpreter's
+# main thread. A worker's own thread would be a nameless dummy, and a daemon, and
+# so would be every thread that a task starts.
+
+
+class _AfterExec:
+    """A loader that adds a step once its module has been executed."""
+
+    def __init__(self, loader, step):
+        self.loader = loader
+        self.step = step
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        self.step(module)
+
+
+def _threading_spec(name):
+    from importlib.machinery import PathFinder
+
+    spec = PathFinder.find_spec(name)
+    if spec is not None and spec.loader is not None:
+        spec.loader = _AfterExec(spec.loader, _adopt_thread)
+    return spec
+
+
+def _adopt_thread(threading):
+    """Make the worker's thread the main thread of its interpreter."""
+    if threading.get_ident() != _thread_id:
+        return  # a thread that a task started without `threading` came first
+    for ident, thread in list(threading._active.items()):
+        if thread is threading._main_thread or ident == _thread_id:
+            del threading._active[ident]
+    thread = threading._DummyThread()
+    # It would take itself off the list when this thread's locals go, which in
+    # 3.13.0 is after the module's globals: stop that, and list it again.
+    threading._thread_local_info.__dict__.clear()
+    threading._active[_thread_id] = thread
+    thread._daemonic = False
+    thread._name = worker_name()
+    threading._main_thread = thread
+
+
 def boot(payload, index, dirty, create_core, exec_core, emit):
     """Set the new interpreter up as its creator's options say."""
-    global _index, _pool_name, _dirty
+    global _index, _pool_name, _thread_id, _dirty
     _index = index
     _pool_name = payload["name"]
+    _thread_id = _thread.get_ident()
     _dirty = dirty
     sys.path[:] = payload["path"]
     sys.argv = list(payload["argv"])
     sys.meta_path.insert(0, _CoreFinder(payload["package"], payload["core"], create_core, exec_core))
     sys.meta_path.append(_PackageFinder(payload["package"]))
+    if "threading" in sys.modules:
+        _adopt_thread(sys.modules["threading"])
     if payload["filters"] is not None:
         _set_filters(payload["filters"])
     if payload["switch_interval"] is not None:

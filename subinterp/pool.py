@@ -399,7 +399,7 @@ def _check_positive(name: str, value: int | None) -> None:
 # ---- the end of the interpreter ---------------------------------------------------------
 
 # Seconds that workers get at exit, after their tasks are done or given up.
-EXIT_GRACE = 2.0
+EXIT_GRACE = 1.0
 
 _prepared = False
 

@@ -132,7 +132,7 @@ static inline void si_spin_init(si_spin *s)
     atomic_init(&s->budget, 100000);
 }
 
-/* Live C objects, for the tests' leak checks. */
+/* Live C objects, for the tests' leak checks; pools: those not closed. */
 typedef struct {
     _Atomic int64_t contexts, pools, workers, channels, shared, functions;
     _Atomic int64_t tasks, messages; /* counted in debug builds only: hot */

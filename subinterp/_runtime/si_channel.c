@@ -138,6 +138,7 @@ static wake_up tell_one(si_channel *c, si_side side)
  * every sleeper checks its condition again. */
 static void wake(wake_up w)
 {
+    si_maybe_delay();
     if (w.word)
         si_futex_wake(w.word, 1);
     if (w.async && !si_cq_post(w.async->cq, &w.async->node))
@@ -326,6 +327,7 @@ si_ret si_channel_wait(si_channel *c, si_side side, int64_t deadline)
     }
     list_link(c, side, &l);
     si_unlock(&c->mu);
+    si_maybe_delay();
     si_ret st = SI_OK;
     while (st == SI_OK && atomic_load_explicit(&w.told, memory_order_acquire) == 0)
         st = si_futex_wait(&w.told, 0, deadline);

@@ -70,7 +70,6 @@ static void pool_free(si_pool *p)
     si_msg_clear(&p->initializer);
     si_msg_clear(&p->reason);
     free(p);
-    SI_COUNT(pools, -1);
 }
 
 void si_pool_release(si_pool *p)
@@ -94,6 +93,8 @@ void si_pool_release(si_pool *p)
     if (p->all_next)
         p->all_next->all_prev = p->all_prev;
     si_unlock(&pools_mu);
+    if (!p->closing)
+        SI_COUNT(pools, -1);
     if (p->generation == si_generation())
         pool_free(p);
     /* else: the parent's threads may have left it half changed; leave it */
@@ -363,6 +364,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 
     PyThreadState *ts = PyEval_SaveThread();
     for (;;) {
+        si_maybe_delay();
         spin_for_work(p, w);
         a = (after_unlock){0};
         si_lock(&p->mu);
@@ -386,6 +388,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         carry_out(p, &a);
         if (t || end)
             break;
+        si_maybe_delay();
         int64_t slept = si_now();
         while (atomic_load_explicit(&w->wake, memory_order_acquire) == 0)
             (void)si_futex_wait(&w->wake, 0, SI_FOREVER);
@@ -463,6 +466,8 @@ void si_pool_close(si_pool *p, bool cancel, bool give_up)
         return;
     si_node *dropped = NULL;
     si_lock(&p->mu);
+    if (!p->closing)
+        SI_COUNT(pools, -1);
     p->closing = true;
     if (give_up)
         p->given_up = true;

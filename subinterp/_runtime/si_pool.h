@@ -189,5 +189,6 @@ size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max);
 
 void si_message_after_fork(void);
 void si_pools_after_fork(void);
+void si_workers_after_fork(void);
 
 #endif
