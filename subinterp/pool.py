@@ -415,4 +415,5 @@ def _prepare_interpreter() -> None:
     threading._register_atexit(_core.close_pools_of_this_interpreter)  # type: ignore[attr-defined]
     if _core.current_interpreter_id() == 0:
         atexit.register(_core.abandon_workers, EXIT_GRACE)
+        os.register_at_fork(after_in_child=_core.after_fork_in_child)
     _prepared = True
