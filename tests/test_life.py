@@ -691,6 +691,8 @@ def test_ctrl_c_while_workers_compute(what):
         full_recv, full = create_channel(1)
         full.send("full")
         future, second = pool.submit(compute), pool.submit(compute)
+        while not (future.running() and second.running()):
+            time.sleep(0.001)
         """,
         WAITS[what],
     )
@@ -1206,7 +1208,7 @@ def test_deep_recursion_through_c():
 
         def nested_json():
             import json
-            return json.loads("[" * 100_000)
+            return json.loads("[" * 100_000)  # from 3.14 on, its stack suffices
 
         def raised_limit():
             import sys
@@ -1218,7 +1220,7 @@ def test_deep_recursion_through_c():
         with InterpreterPool(1) as pool:
             for fn in (through_repr, through_eq, through_sorted, nested_json):
                 error = pool.submit(fn).exception(60)
-                assert type(error) is RecursionError, (fn, error)
+                assert isinstance(error, RecursionError | ValueError), (fn, error)
             assert pool.submit(raised_limit).result(60) == 15_000
             assert pool.submit(abs, -1).result(60) == 1
         """
