@@ -268,7 +268,7 @@ def test_messages_in_order():
 
 def test_messages_with_random_errors(rng):
     """Sends that fail, time out, or carry what cannot be loaded lose nothing else."""
-    count = scaled(20_000)
+    count = scaled(150_000)
     recv, send = create_channel(10)
     with InterpreterPool(2) as pool:
         receiving = [pool.submit(stress_receive_with_errors, recv) for _ in range(2)]
@@ -323,7 +323,7 @@ def test_select_over_many_channels():
 def test_ends_on_their_way(rng):
     """Ends travel, are dropped and closed in random ways; every count comes back to zero."""
     with InterpreterPool(2) as pool:
-        for _ in range(scaled(2000, 10)):
+        for _ in range(scaled(10_000, 10)):
             recv, send = create_channel(rng.choice([0, 1, 5]))
             future = pool.submit(rng.choice([drop_end, identity]), [send, recv])
             if rng.random() < 0.3:
