@@ -690,3 +690,58 @@ def drop_kept():
 
 def peek_kept():
     return memoryview(KEPT[-1])[0]
+
+
+# Stress ---------------------------------------------------------------------------
+
+
+def stress_fails(n):
+    """Whether the task with this number raises: scattered, and known to both sides."""
+    return (n * 2654435761) % 4294967296 < 4294967296 // 10
+
+
+def stress_task(n):
+    if stress_fails(n):
+        raise PlainError(n)
+    return n * 2
+
+
+def stress_twice(n):
+    return n * 2
+
+
+def stress_mark(view, n):
+    """Count in shared memory that this task ran."""
+    view[n] += 1
+    return n
+
+
+def stress_send(send, start, count):
+    for n in range(start, start + count):
+        send.send(n)
+    return count
+
+
+def stress_receive(recv, size):
+    """Count for each number how often it was received."""
+    counts = bytearray(size)
+    for n in recv:
+        counts[n] += 1
+    return counts
+
+
+def stress_receive_with_errors(recv):
+    from subinterp import ChannelClosed
+
+    numbers, errors = [], 0
+    while True:
+        try:
+            numbers.append(recv.recv(timeout=300))
+        except ChannelClosed:
+            return numbers, errors
+        except RuntimeError:
+            errors += 1
+
+
+def interpreter_id_of(_):
+    return interpreter_id()

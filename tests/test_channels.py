@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _interpreters
 import asyncio
 import contextlib
 import gc
@@ -12,23 +13,10 @@ import threading
 import time
 import weakref
 
-import _interpreters
 import pytest
-import subinterp
-from subinterp import (
-    ChannelClosed,
-    ChannelEmpty,
-    ChannelError,
-    ChannelFull,
-    ChannelTimeout,
-    NotSendableError,
-    RecvTimeout,
-    SendTimeout,
-    create_channel,
-    select,
-)
 
 import _work
+import subinterp
 from _support import run_script, wait_until
 from _work import (
     Point,
@@ -44,6 +32,18 @@ from _work import (
     receive_one,
     send_all,
     send_range,
+)
+from subinterp import (
+    ChannelClosed,
+    ChannelEmpty,
+    ChannelError,
+    ChannelFull,
+    ChannelTimeout,
+    NotSendableError,
+    RecvTimeout,
+    SendTimeout,
+    create_channel,
+    select,
 )
 
 LONG = 60

@@ -16,8 +16,8 @@ import unittest
 from unittest import mock
 
 import pytest
-import subinterp
 
+import subinterp
 from _work import Gate
 
 try:

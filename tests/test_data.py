@@ -24,11 +24,10 @@ import uuid
 import weakref
 
 import pytest
-import subinterp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from subinterp import SharedBuffer
 
+import subinterp
 from _support import run_script
 from _work import (
     BytearraySubclass,
@@ -62,6 +61,7 @@ from _work import (
     poke,
     same_objects,
 )
+from subinterp import SharedBuffer
 
 LONG = 60
 

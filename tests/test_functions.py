@@ -13,10 +13,9 @@ import traceback
 import types
 
 import pytest
-import subinterp
-from subinterp import NotSendableError, RemoteError, RemoteTraceback
 
 import _work
+import subinterp
 from _support import run_script
 from _work import (
     ArgumentsError,
@@ -35,6 +34,7 @@ from _work import (
     identity,
     interpreter_id,
 )
+from subinterp import NotSendableError, RemoteError, RemoteTraceback
 
 LONG = 60
 

@@ -21,8 +21,8 @@ from concurrent.futures import (
 )
 
 import pytest
-import subinterp
 
+import subinterp
 from _support import wait_until
 from _work import (
     EmptyError,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import _interpreters
 import gc
 import os
 import sys
 import threading
 import time
 
-import _interpreters
 import pytest
-import subinterp
-from subinterp import SharedBuffer, create_channel, interpreters
 
 import _work
+import subinterp
 from _support import interpreter_ids, run_script, wait_until
 from _work import Gate, Point, add, capture, identity, interpreter_id
+from subinterp import SharedBuffer, create_channel, interpreters
 
 LONG = 60
 

@@ -18,8 +18,8 @@ import weakref
 from concurrent.futures import BrokenExecutor
 
 import pytest
-import subinterp
 
+import subinterp
 from _support import native_threads, wait_until
 from _work import (
     Flag,
