@@ -121,7 +121,7 @@ test-debug: install-flavour
 REPORT = $(CURDIR)/$(VENV)/report
 test-sanitized: RUNNER = $$(setarch -R true 2>/dev/null && echo setarch -R) env \
 	LD_PRELOAD="$$(gcc -print-file-name=$(LIBRARY))" \
-	TSAN_OPTIONS="log_path='$(REPORT)' ignore_noninstrumented_modules=1 die_after_fork=0" \
+	TSAN_OPTIONS="suppressions='$(CURDIR)/tools/tsan-suppressions' log_path='$(REPORT)' ignore_noninstrumented_modules=1 die_after_fork=0" \
 	ASAN_OPTIONS="log_path='$(REPORT)' detect_leaks=0"
 test-sanitized: install-flavour
 	@rm -f "$(REPORT)".*

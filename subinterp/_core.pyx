@@ -124,13 +124,14 @@ def check_timeout(timeout):
     computed.
     """
     if timeout is not None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-            try:
-                float(timeout)
-            except TypeError:
-                raise TypeError(
-                    f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
-                ) from None
+        try:
+            if isinstance(timeout, (str, bytes, bytearray)):
+                raise TypeError
+            float(timeout)
+        except TypeError:
+            raise TypeError(
+                f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+            ) from None
     return timeout
 
 
@@ -192,12 +193,39 @@ def memoryview_from(buffer, format, shape, bint readonly):
     return view.toreadonly() if readonly else view
 
 
-def shared_view(SharedMemory shared, Py_ssize_t offset, Py_ssize_t nbytes, format, shape, bint readonly):
-    """A memoryview of a part of a SharedBuffer, over the same memory."""
+def shared_view(SharedMemory shared, Py_ssize_t offset, Py_ssize_t nbytes, format, shape,
+                Py_ssize_t step, bint readonly):
+    """A memoryview of a part of a SharedBuffer, over the same memory.
+
+    step: every so many items, backwards if negative; 1 for more dimensions.
+    """
     view = memoryview(shared)[offset:offset + nbytes]
-    if format != "B" or len(shape) != 1:
+    if step != 1:
+        view = view.cast(format)[::step]
+    elif format != "B" or len(shape) != 1:
         view = view.cast(format, shape)
     return view.toreadonly() if readonly else view
+
+
+def _castable_format(view):
+    """The view's item format as `memoryview.cast` takes it."""
+    format = view.format
+    if len(format) == 2 and (format[0] in "@=" or format[0] == _NATIVE_ORDER):
+        format = format[1]
+    try:
+        same = memoryview(b"").cast(format).itemsize == view.itemsize
+    except ValueError:
+        same = False
+    if not same:
+        raise TypeError(
+            f"a memoryview of items in the format {view.format!r} cannot be sent; "
+            "send its bytes, memoryview.cast('B')"
+        )
+    return format
+
+
+import sys as _sys
+_NATIVE_ORDER = "<" if _sys.byteorder == "little" else ">"
 
 
 def array_from(typecode, buffer):
@@ -255,21 +283,31 @@ cdef class MessageWriter:
         return _array_subclass(type(obj), obj, PickleBuffer)
 
     def _reduce_memoryview(self, view, PickleBuffer):
-        cdef Py_buffer b
-        cdef SharedMemory shared
-        cdef Py_ssize_t offset
+        format = _castable_format(view)
+        if isinstance(view.obj, SharedMemory):
+            return self._reduce_shared(view, format)
         if not view.contiguous or view.ndim == 0:
             return memoryview_from, (
-                PickleBuffer(bytearray(view.tobytes())), view.format,
-                view.shape or (1,), view.readonly,
+                PickleBuffer(bytearray(view.tobytes())), format, view.shape or (1,), view.readonly,
             )
-        if isinstance(view.obj, SharedMemory):
-            shared = view.obj
-            PyObject_GetBuffer(view, &b, PyBUF_FULL_RO)
-            offset = <char *>b.buf - shared.shared.data
-            PyBuffer_Release(&b)
-            return shared_view, (shared, offset, view.nbytes, view.format, view.shape, view.readonly)
-        return memoryview_from, (PickleBuffer(view), view.format, view.shape, view.readonly)
+        return memoryview_from, (PickleBuffer(view), format, view.shape, view.readonly)
+
+    def _reduce_shared(self, view, format):
+        cdef Py_buffer b
+        cdef SharedMemory shared = view.obj
+        cdef Py_ssize_t start, size = view.itemsize, n = view.nbytes, step = 1
+        PyObject_GetBuffer(view, &b, PyBUF_FULL_RO)
+        start = <char *>b.buf - shared.shared.data
+        PyBuffer_Release(&b)
+        if not view.c_contiguous and n:
+            # A copy would look the same and not be shared: say no instead.
+            if view.ndim != 1 or view.strides[0] % size:
+                raise TypeError("only one-dimensional strided views of a SharedBuffer can be sent")
+            step = view.strides[0] // size
+            if step < 0:
+                start += (view.shape[0] - 1) * view.strides[0]
+            n = (view.shape[0] - 1) * abs(view.strides[0]) + size
+        return shared_view, (shared, start, n, format, view.shape, step, view.readonly)
 
     def __call__(self, pickle_buffer):
         """The pickler's buffer_callback; returning None means out of band."""
@@ -351,6 +389,16 @@ cdef MessageWriter _writer(si_context *cx, si_msg *msg, str mode):
     return w
 
 
+cdef object _by_value_modules():
+    """Modules registered with cloudpickle to travel by value; usually none.
+
+    Another thread may be importing cloudpickle at this moment: then none are.
+    """
+    import sys
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    return getattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
+
+
 cdef int _encode_general(si_context *cx, si_msg *msg, obj, str mode) except -1:
     """Append obj as a pickle: plain if that does, else with cloudpickle.
 
@@ -361,10 +409,8 @@ cdef int _encode_general(si_context *cx, si_msg *msg, obj, str mode) except -1:
     cdef MessageWriter writer = _writer(cx, msg, mode)
     cdef size_t start = msg.len
     cdef uint32_t n_parts = msg.n_parts
-    import sys
     from _pickle import Pickler
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    plain = cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES
+    plain = not _by_value_modules()
     if plain:
         try:
             pickler = Pickler(writer, 5, buffer_callback=writer)
@@ -457,10 +503,11 @@ cdef object _take_part(si_context *cx, si_part *part, bint keep):
         else:
             buf.block = <si_block *>part.ptr
             part.kind = SI_PART_NONE
-        return buf
+        # As a memoryview, which has the usual methods and can be sent on.
+        return memoryview(buf)
     if part.kind == SI_PART_SHARED:
         from subinterp.buffers import SharedBuffer
-        shared = SharedMemory.__new__(SharedBuffer, None)
+        shared = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
         shared.shared = <si_shared *>part.ptr
         if keep:
             si_shared_retain(shared.shared)
@@ -688,8 +735,8 @@ cdef class FutureCore:
             self.value = _failure(self.context.cx, &self.task.msg)
             self.decoded = 2
         else:
-            text = PyBytes_FromStringAndSize(self.task.msg.data, <Py_ssize_t>self.task.msg.len)
-            self.value = _errors().BrokenInterpreterPool(text.decode("utf-8", "replace"))
+            self.value = _broken(self.pool, PyBytes_FromStringAndSize(
+                self.task.msg.data, <Py_ssize_t>self.task.msg.len))
             self.decoded = 2
         si_msg_clear(&self.task.msg)
         return 0
@@ -814,7 +861,8 @@ cdef class FutureCore:
         return False, False, None, None
 
     def _executor_only(self, *args):
-        raise RuntimeError("only the pool completes its futures")
+        from concurrent.futures import InvalidStateError
+        raise InvalidStateError(f"only the pool completes its futures: {self!r}")
 
     set_result = set_exception = set_running_or_notify_cancel = _executor_only
 
@@ -830,6 +878,15 @@ cdef class FutureCore:
 
     def __reduce__(self):
         raise TypeError("a Future stays in its interpreter; send its result")
+
+
+cdef object _broken(si_pool *pool, bytes reason):
+    """The exception of a broken pool; why it broke is logged once."""
+    text = reason.decode("utf-8", "replace")
+    if si_pool_tell_broken(pool):
+        from concurrent.futures._base import LOGGER
+        LOGGER.critical("An interpreter pool is broken: %s", text)
+    return _errors().BrokenInterpreterPool(text)
 
 
 cdef object _failure(si_context *cx, si_msg *msg):
@@ -1036,18 +1093,18 @@ def _code_names(code):
     return names
 
 
-def _importable(obj):
+def importable(obj):
     """(module, qualified name) if the object is found under its name, else None."""
     import sys
     module = getattr(obj, "__module__", None)
     name = getattr(obj, "__qualname__", None)
     if type(module) is not str or type(name) is not str or module in ("__main__", "__mp_main__"):
         return None
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    if cloudpickle is not None and cloudpickle._PICKLE_BY_VALUE_MODULES:
+    by_value = _by_value_modules()
+    if by_value:
         parent = module
         while parent:
-            if parent in cloudpickle._PICKLE_BY_VALUE_MODULES:
+            if parent in by_value:
                 return None
             parent = parent.rpartition(".")[0]
     found = sys.modules.get(module)
@@ -1088,10 +1145,10 @@ cdef bint _look(fn, bint root, list sources, set seen) except -1:
             if getattr(value, "__spec__", None) is None:
                 return False
         elif PyFunction_Check(value):
-            if _importable(value) is None and not _look(value, False, sources, seen):
+            if importable(value) is None and not _look(value, False, sources, seen):
                 return False
         elif not PyCFunction_Check(value) and not (
-            type(value) is type and _importable(value) is not None
+            type(value) is type and importable(value) is not None
         ):
             return False
     return True
@@ -1171,7 +1228,7 @@ cdef class PoolCore:
         if found is not None:
             ref = found
         else:
-            names = _importable(fn)
+            names = importable(fn)
             if names is None:
                 return self._by_value(fn) if PyFunction_Check(fn) else None
             ref = _named_ref(names)
@@ -1258,9 +1315,9 @@ cdef class PoolCore:
         cdef char *reason
         if st == SI_BROKEN:
             reason = si_pool_reason(self.pool)
-            text = (<bytes>reason).decode("utf-8", "replace") if reason != NULL else None
+            text = <bytes>reason if reason != NULL else b"the pool is broken"
             free(reason)
-            _check(st, text)
+            raise _broken(self.pool, text)
         _check(st)
         return 0
 
@@ -1456,7 +1513,7 @@ cdef class PoolCore:
         return self.pool.n_workers if self.pool != NULL else 0
 
     @property
-    def _is_broken(self):
+    def _broken(self):
         return self.pool != NULL and (
             si_pool_is_broken(self.pool) or self.pool.generation != si_generation()
         )
@@ -1630,6 +1687,8 @@ cdef class MapIterator:
 
     def __del__(self):
         # Never read: the calls are made all the same, as by an eager map.
+        if self.inputs is None:
+            return      # its construction failed
         if not self.started and not self.closed:
             self._feed_rest(False)
         elif not self.closed:
@@ -2065,8 +2124,8 @@ cdef class MapIterator:
             if word == SI_CANCELLED:
                 from concurrent.futures import CancelledError
                 raise CancelledError
-            text = PyBytes_FromStringAndSize(t.msg.data, <Py_ssize_t>t.msg.len)
-            raise _errors().BrokenInterpreterPool(text.decode("utf-8", "replace"))
+            raise _broken(self.owner.pool,
+                          PyBytes_FromStringAndSize(t.msg.data, <Py_ssize_t>t.msg.len))
         finally:
             si_task_release(t)
 
@@ -2167,6 +2226,8 @@ cdef class ChannelEnd:
     cdef void _drop(self) noexcept:
         self.open = False
         if si_handle_claim_drop(&self.handle):
+            # Also those who wait through this very handle.
+            si_channel_tell_side(self.handle.channel, self.handle.side)
             si_channel_drop_count(self.handle.channel, self.handle.side)
 
     cdef int _need_open(self) except -1:
@@ -2352,36 +2413,38 @@ cdef class SendEnd(ChannelEnd):
         cdef si_ret st
         cdef int64_t deadline
         self._need_open()
+        if timeout is not None:
+            check_timeout(timeout)
         self._encode(&msg, obj)
         st = si_channel_try_send(self.handle.channel, &msg)
         if st == SI_OK:
             return
         try:
             if st == SI_FULL:
-                deadline = _deadline(check_timeout(timeout))
+                deadline = _deadline(timeout)
                 while st == SI_FULL:
-                    _wait_channel(self, SI_SENDER, deadline)
+                    _wait_channel(self, deadline)
                     st = si_channel_try_send(self.handle.channel, &msg)
             _check(st, "nobody can receive from the channel any more" if st == SI_CLOSED else None)
         finally:
             si_msg_clear(&msg)
 
 
-cdef int _wait_channel(ChannelEnd end, si_side side, int64_t deadline) except -1:
+cdef int _wait_channel(ChannelEnd end, int64_t deadline) except -1:
     """Wait until it is worth trying again; raises when the time is up."""
-    cdef si_channel *c = end.handle.channel
+    cdef si_side side = end.handle.side
     cdef si_ret st
     cdef int64_t until
     if not end.open:
-        raise _errors().ChannelClosed("this channel end was closed while it waited")
+        raise _errors().ChannelClosed("this channel end was closed while it was waited for")
     until = deadline
     if si_is_main_thread():
         # A signal between the check and the wait would go unseen.
         until = min(deadline, si_now() + 50000000)
     with nogil:
         st = SI_OK
-        if side != SI_RECEIVER or not si_channel_spin(c):
-            st = si_channel_wait(c, side, until)
+        if side != SI_RECEIVER or not si_channel_spin(end.handle.channel):
+            st = si_channel_wait(&end.handle, until)
     if st == SI_OK:
         return 0
     if st == SI_TIMEOUT and until == deadline:
@@ -2440,12 +2503,15 @@ cdef class RecvEnd(ChannelEnd):
         Blocks with the interpreter's lock released: a short spin, then asleep.
         """
         cdef si_msg msg
-        cdef si_ret st = self._try(&msg)
+        cdef si_ret st
         cdef int64_t deadline
+        if timeout is not None:
+            check_timeout(timeout)
+        st = self._try(&msg)
         if st == SI_EMPTY:
-            deadline = _deadline(check_timeout(timeout))
+            deadline = _deadline(timeout)
             while st == SI_EMPTY:
-                _wait_channel(self, SI_RECEIVER, deadline)
+                _wait_channel(self, deadline)
                 st = self._try(&msg)
         if st != SI_OK:
             _check(st, "the channel is closed and empty" if st == SI_CLOSED else None)
@@ -2497,7 +2563,7 @@ cdef class AsyncWait:
         self.pending = True
         notifier.outstanding += 1
         notifier.ensure()
-        st = si_async_register(self.a, SI_RECEIVER)
+        st = si_async_register(self.a, &end.handle)
         if st == SI_OK:
             return True
         self._release()
@@ -2530,14 +2596,14 @@ cdef class AsyncWait:
 def select_channels(tuple ends, timeout, Py_ssize_t first):
     """(end, object) of the first channel with a message; see channels.select."""
     cdef Py_ssize_t n = len(ends), i, j, n_closed
-    cdef si_channel **channels
+    cdef si_handle **channels
     cdef si_link *links
     cdef si_msg msg
     cdef si_ret st
     cdef RecvEnd end
     cdef int64_t deadline = _deadline(check_timeout(timeout)), until
     cdef bint main_thread = si_is_main_thread()
-    channels = <si_channel **>malloc(<size_t>n * sizeof(si_channel *))
+    channels = <si_handle **>malloc(<size_t>n * sizeof(si_handle *))
     links = <si_link *>malloc(<size_t>n * sizeof(si_link))
     try:
         if channels == NULL or links == NULL:
@@ -2558,7 +2624,7 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
                     continue
                 if st != SI_EMPTY:
                     _check(st)
-                channels[j] = end.handle.channel
+                channels[j] = &end.handle
                 j += 1
             if n_closed == n:
                 raise _errors().ChannelClosed("all channels are closed and empty")
@@ -2578,15 +2644,18 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
 
 # ---- shared memory ------------------------------------------------------------------------------------------
 
+_FILLED_IN_LATER = object()
+
+
 cdef class SharedMemory:
     """The C half of a SharedBuffer."""
     cdef si_shared *shared
     cdef object __weakref__
 
-    def __cinit__(self, nbytes=None):
+    def __cinit__(self, nbytes):
         cdef Py_ssize_t n
-        if nbytes is None:
-            return      # filled in by its maker
+        if nbytes is _FILLED_IN_LATER:
+            return
         n = nbytes
         if n < 0:
             raise ValueError(f"nbytes must be >= 0, not {n}")
@@ -2625,7 +2694,7 @@ def _shared_by_id(token, uint64_t id):
     cdef SharedMemory made
     if s == NULL:
         raise ValueError("the SharedBuffer is gone, or belongs to another process")
-    made = SharedMemory.__new__(SharedBuffer, None)
+    made = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
     made.shared = s
     return made
 
@@ -2696,7 +2765,9 @@ def live_counts():
 
 _context = _new_context()
 si_runtime_init()
-si_python.init_module = PyInit__core
-si_python.encode = _hook_encode
-si_python.decode = _hook_decode
+if si_python.init_module == NULL:
+    # Once for the process: before the first worker, constant afterwards.
+    si_python.init_module = PyInit__core
+    si_python.encode = _hook_encode
+    si_python.decode = _hook_decode
 preimport_datetime = bool(SI_PREIMPORT_DATETIME)

@@ -14,6 +14,7 @@ part that cannot, so that the error names it and its path.
 
 from __future__ import annotations
 
+import functools
 import io
 import types
 from collections import OrderedDict
@@ -91,6 +92,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
                 tracker_id = _cp._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)
             if tracker_id is not None:
                 return find_class, (tracker_id,)
+        if cls is functools._lru_cache_wrapper and not _found_by_name(obj):
+            return make_cached, (obj.__wrapped__, obj.cache_parameters())
         reduced = super().reducer_override(obj)
         if (
             type(reduced) is tuple
@@ -102,6 +105,18 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             _keep(args[-2], obj)
             return make_class, (make, args), state, None, None, set_class_state
         return reduced
+
+
+def _found_by_name(obj: Any) -> bool:
+    """True if workers can import the object under its name."""
+    from subinterp import _core
+
+    return _core.importable(obj) is not None
+
+
+def make_cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """A function wrapped by `functools.lru_cache` again; its cache stays behind."""
+    return functools.lru_cache(**parameters)(function)
 
 
 _BUILTIN = frozenset({type, object, type(None), type(Ellipsis), type(NotImplemented)})

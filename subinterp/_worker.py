@@ -128,6 +128,10 @@ def _adopt_thread(threading: "Any") -> None:
         if thread is threading._main_thread or ident == _thread_id:
             del threading._active[ident]
     thread = threading._DummyThread()
+    # It would take itself off the list when this thread's locals go, which in
+    # 3.13.0 is after the module's globals: stop that, and list it again.
+    threading._thread_local_info.__dict__.clear()
+    threading._active[_thread_id] = thread
     thread._daemonic = False
     thread._name = worker_name()
     threading._main_thread = thread

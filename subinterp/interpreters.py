@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from subinterp import _core
-from subinterp.errors import SubinterpError
+from subinterp.errors import RemoteTraceback, SubinterpError
 from subinterp.pool import InterpreterPool
 
 __all__ = [
@@ -34,17 +34,35 @@ class InterpreterNotFoundError(InterpreterError):
 
 
 class ExecutionFailed(InterpreterError):
-    """Code in an interpreter raised; the exception is the cause.
+    """Code in an interpreter raised; the exception itself is the cause.
 
     Attributes
     ----------
-    excinfo : BaseException
-        What was raised, rebuilt in this interpreter.
+    excinfo : types.SimpleNamespace
+        A snapshot of the exception: ``type`` (with ``__name__``,
+        ``__qualname__``, ``__module__``), ``msg``, ``formatted`` and
+        ``errdisplay`` (the worker's traceback).
     """
 
-    def __init__(self, excinfo: BaseException) -> None:
-        super().__init__(f"{type(excinfo).__name__}: {excinfo}")
-        self.excinfo = excinfo
+    def __init__(self, exc: BaseException) -> None:
+        cls = type(exc)
+        try:
+            msg = str(exc)
+        except Exception:
+            msg = "(its text could not be made)"
+        formatted = f"{cls.__qualname__}: {msg}" if msg else cls.__qualname__
+        super().__init__(formatted)
+        last: BaseException | None = exc
+        while last is not None and not isinstance(last, RemoteTraceback):
+            last = last.__cause__
+        self.excinfo = SimpleNamespace(
+            type=SimpleNamespace(
+                __name__=cls.__name__, __qualname__=cls.__qualname__, __module__=cls.__module__
+            ),
+            msg=msg,
+            formatted=formatted,
+            errdisplay=last.text if isinstance(last, RemoteTraceback) else formatted,
+        )
 
 
 # Interpreters that were made here, by id. Guarded by _lock, like their state.

@@ -388,7 +388,7 @@ class InterpreterPool(_core.PoolCore, Executor):
             self._join()
 
     def __repr__(self) -> str:
-        state = "broken" if self._is_broken else "shut down" if self._is_closing else "open"
+        state = "broken" if self._broken else "shut down" if self._is_closing else "open"
         workers = f"{self._n_workers} of {self._max_workers} workers"
         return f"<InterpreterPool {self._id}: {workers}, {state}>"
 

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import itertools
 import os
+import resource
 import sys
 import threading
 import time
@@ -27,13 +28,24 @@ from _work import Flag
 HARD_TIMEOUT = float(os.environ.get("SUBINTERP_TEST_TIMEOUT", "240"))
 
 # How long things may take to settle after a test before they count as leaked.
-GRACE = 10.0
+GRACE = 3.0
+
+# Bytes of memory the tests may take: what grows without bounds shall be a failed
+# test, not a dead machine.
+MEMORY_LIMIT = int(os.environ.get("SUBINTERP_TEST_MEMORY", 8 * 2**30))
 
 _stderr_fd: int | None = None
 
 
+def limit_memory():
+    maps = Path("/proc/self/maps").read_text()
+    if MEMORY_LIMIT and not any(name in maps for name in ("libasan", "libtsan")):
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
+
+
 def pytest_configure(config):
     global _stderr_fd
+    limit_memory()
     config.addinivalue_line(
         "markers", "hard_timeout(seconds): end the run when the test takes longer"
     )
@@ -87,9 +99,20 @@ def _started_helpers():
 
     with subinterp.InterpreterPool(1) as pool:
         done = threading.Event()
-        pool.submit(abs, -1).add_done_callback(lambda future: done.set())
+        pool.submit(time.sleep, 0.1).add_done_callback(lambda future: done.set())
         assert done.wait(60), "a done callback never ran"
     yield
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +146,11 @@ def _no_leaks_no_hidden_errors(request, _started_helpers):
 
     if errors:
         raise ExceptionGroup("errors outside the test's own thread", errors)
+
+    if request.node.stash.get(FAILED, False):
+        return  # what a failed test leaves is in its traceback still
+    # Pytest keeps the values of fixtures until later.
+    request.node.funcargs.clear()
 
     deadline = time.monotonic() + GRACE
     while leaks := Snapshot().leaks_since(before, ignore):

@@ -73,11 +73,11 @@ void si_set_spin(int64_t ns)
 #ifdef SI_DEBUG
 void si_maybe_delay(void)
 {
-    static int on = -1;
+    static _Atomic int on = -1;
     static __thread unsigned seed = 0;
-    if (on < 0)
-        on = getenv("SUBINTERP_RANDOM_DELAYS") != NULL;
-    if (!on)
+    if (atomic_load_explicit(&on, memory_order_relaxed) < 0)
+        atomic_store_explicit(&on, getenv("SUBINTERP_RANDOM_DELAYS") != NULL, memory_order_relaxed);
+    if (!atomic_load_explicit(&on, memory_order_relaxed))
         return;
     if (seed == 0)
         seed = (unsigned)si_now() | 1;

@@ -138,6 +138,7 @@ static wake_up tell_one(si_channel *c, si_side side)
  * every sleeper checks its condition again. */
 static void wake(wake_up w)
 {
+    si_maybe_delay();
     if (w.word)
         si_futex_wake(w.word, 1);
     if (w.async && !si_cq_post(w.async->cq, &w.async->node))
@@ -312,20 +313,30 @@ bool si_channel_spin(si_channel *c)
     return false;
 }
 
-si_ret si_channel_wait(si_channel *c, si_side side, int64_t deadline)
+void si_channel_tell_side(si_channel *c, si_side side)
 {
+    if (c->generation == si_generation())
+        tell_all(c, side);
+}
+
+si_ret si_channel_wait(si_handle *h, int64_t deadline)
+{
+    si_channel *c = h->channel;
+    si_side side = h->side;
     if (c->generation != si_generation())
         return SI_FORKED;
     si_waiter w = {.told = 0, .async = NULL};
     si_link l = {.waiter = &w, .index = 0};
     int64_t slept = si_now();
     si_lock(&c->mu);
-    if (ready_locked(c, side)) {
+    /* The handle under the lock: who gives it up tells the waiters after. */
+    if (ready_locked(c, side) || !si_handle_counted(h)) {
         si_unlock(&c->mu);
         return SI_OK;
     }
     list_link(c, side, &l);
     si_unlock(&c->mu);
+    si_maybe_delay();
     si_ret st = SI_OK;
     while (st == SI_OK && atomic_load_explicit(&w.told, memory_order_acquire) == 0)
         st = si_futex_wait(&w.told, 0, deadline);
@@ -341,20 +352,20 @@ si_ret si_channel_wait(si_channel *c, si_side side, int64_t deadline)
     return st;
 }
 
-si_ret si_channel_select(si_channel **cs, si_link *links, uint32_t n, int64_t deadline)
+si_ret si_channel_select(si_handle **hs, si_link *links, uint32_t n, int64_t deadline)
 {
     si_waiter w = {.told = 0, .async = NULL};
     bool ready = false;
     uint32_t listed = 0;
     for (; listed < n && !ready; listed++) {
-        si_channel *c = cs[listed];
+        si_channel *c = hs[listed]->channel;
         if (c->generation != si_generation()) {
             ready = true; /* the caller's next try says so */
             break;
         }
         links[listed] = (si_link){.waiter = &w, .index = listed};
         si_lock(&c->mu);
-        if (ready_locked(c, SI_RECEIVER))
+        if (ready_locked(c, SI_RECEIVER) || !si_handle_counted(hs[listed]))
             ready = true;
         else
             list_link(c, SI_RECEIVER, &links[listed]);
@@ -364,15 +375,16 @@ si_ret si_channel_select(si_channel **cs, si_link *links, uint32_t n, int64_t de
     while (!ready && st == SI_OK && atomic_load_explicit(&w.told, memory_order_acquire) == 0)
         st = si_futex_wait(&w.told, 0, deadline);
     for (uint32_t i = 0; i < listed; i++) {
-        si_lock(&cs[i]->mu);
-        unlist_link(cs[i], SI_RECEIVER, &links[i]);
-        si_unlock(&cs[i]->mu);
+        si_channel *c = hs[i]->channel;
+        si_lock(&c->mu);
+        unlist_link(c, SI_RECEIVER, &links[i]);
+        si_unlock(&c->mu);
     }
     /* The caller tries all channels in an order of its own, and may take from
      * another one: whoever waits where we were told must hear of it. */
     uint32_t told = atomic_load_explicit(&w.told, memory_order_acquire);
     if (told)
-        pass_on(cs[told - 1], SI_RECEIVER);
+        pass_on(hs[told - 1]->channel, SI_RECEIVER);
     return told ? SI_OK : st;
 }
 
@@ -403,16 +415,16 @@ void si_async_release(si_async *a)
     free(a);
 }
 
-si_ret si_async_register(si_async *a, si_side side)
+si_ret si_async_register(si_async *a, si_handle *h)
 {
     si_channel *c = a->channel;
     if (c->generation != si_generation())
         return SI_FORKED;
     atomic_store(&a->waiter.told, 0);
     si_lock(&c->mu);
-    bool ready = ready_locked(c, side);
+    bool ready = ready_locked(c, h->side) || !si_handle_counted(h);
     if (!ready)
-        list_link(c, side, &a->link);
+        list_link(c, h->side, &a->link);
     si_unlock(&c->mu);
     return ready ? SI_EMPTY : SI_OK;
 }

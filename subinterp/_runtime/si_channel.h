@@ -92,17 +92,21 @@ void si_channel_drop_handle(si_channel *c, si_side side);
 si_ret si_channel_try_send(si_channel *c, si_msg *m);
 /* SI_OK moves the first message into `m` (empty). SI_EMPTY, SI_CLOSED, SI_FORKED. */
 si_ret si_channel_try_recv(si_channel *c, si_msg *m);
-/* Wait for room or for a message. SI_OK: try again; SI_TIMEOUT, SI_INTR, SI_FORKED. */
-si_ret si_channel_wait(si_channel *c, si_side side, int64_t deadline);
+/* Wait for room or for a message, by the handle's side. SI_OK: try again (also
+ * if the handle was given up meanwhile); SI_TIMEOUT, SI_INTR, SI_FORKED. */
+si_ret si_channel_wait(si_handle *h, int64_t deadline);
+/* Make every waiter of that side look again: a handle was given up. */
+void si_channel_tell_side(si_channel *c, si_side side);
 /* Look for a short while for a message; true: there may be one. */
 bool si_channel_spin(si_channel *c);
 
-/* Wait until one of the channels may have a message or is closed. */
-si_ret si_channel_select(si_channel **channels, si_link *links, uint32_t n, int64_t deadline);
+/* Wait until one of the channels may have a message, is closed, or its handle
+ * was given up. */
+si_ret si_channel_select(si_handle **handles, si_link *links, uint32_t n, int64_t deadline);
 
-/* Register a coroutine for `side`. SI_OK: registered (one more reference);
+/* Register a coroutine that waits through `h`. SI_OK: registered (one more reference);
  * SI_EMPTY: there is something already, try again. */
-si_ret si_async_register(si_async *a, si_side side);
+si_ret si_async_register(si_async *a, si_handle *h);
 /* Take it back; if it was told meanwhile, the next waiter is told. */
 void si_async_cancel(si_async *a, si_side side);
 si_async *si_async_new(si_channel *c, si_cq *cq);

@@ -102,6 +102,7 @@ static void child_of_fork(void)
     si_message_after_fork();
     si_channels_after_fork();
     si_pools_after_fork();
+    si_workers_after_fork();
 }
 
 si_ret si_runtime_init(void)

@@ -364,6 +364,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 
     PyThreadState *ts = PyEval_SaveThread();
     for (;;) {
+        si_maybe_delay();
         spin_for_work(p, w);
         a = (after_unlock){0};
         si_lock(&p->mu);
@@ -387,6 +388,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         carry_out(p, &a);
         if (t || end)
             break;
+        si_maybe_delay();
         int64_t slept = si_now();
         while (atomic_load_explicit(&w->wake, memory_order_acquire) == 0)
             (void)si_futex_wait(&w->wake, 0, SI_FOREVER);
@@ -442,12 +444,23 @@ static void wake_all_locked(si_pool *p)
     }
 }
 
-/* Unhook the queue; the caller finishes the tasks after the unlock. */
-static si_node *drain_locked(si_pool *p)
+/* Unhook the queue but for the first `keep` tasks; the caller finishes what it
+ * gets after the unlock. */
+static si_node *drain_locked(si_pool *p, int keep)
 {
-    si_node *all = p->head;
-    set_head(p, NULL);
+    si_node *all = p->head, *last = NULL;
     p->n_queued = 0;
+    for (; all && keep > 0; keep--) {
+        last = all;
+        all = all->next;
+        p->n_queued++;
+    }
+    if (last) {
+        last->next = NULL;
+        p->tail = last;
+    }
+    else
+        set_head(p, NULL);
     for (si_worker *w = p->workers; w; w = w->next) {
         if (w->inbox_head) {
             w->inbox_tail->next = all;
@@ -469,8 +482,10 @@ void si_pool_close(si_pool *p, bool cancel, bool give_up)
     p->closing = true;
     if (give_up)
         p->given_up = true;
+    /* A worker that is being made was started for a task at the head of the
+     * queue: that one counts as begun. */
     if (cancel)
-        dropped = drain_locked(p);
+        dropped = drain_locked(p, give_up ? 0 : p->n_starting);
     wake_all_locked(p);
     si_unlock(&p->mu);
     while (dropped) {
@@ -496,6 +511,11 @@ bool si_pool_is_closing(si_pool *p)
     return b;
 }
 
+bool si_pool_tell_broken(si_pool *p)
+{
+    return !atomic_exchange(&p->told_broken, true);
+}
+
 bool si_pool_given_up(si_pool *p)
 {
     si_lock(&p->mu);
@@ -519,7 +539,7 @@ void si_pool_break(si_pool *p, const char *reason)
         p->broken = true;
         (void)si_put(&p->reason, reason, strlen(reason));
     }
-    si_node *lost = drain_locked(p);
+    si_node *lost = drain_locked(p, 0);
     wake_all_locked(p);
     si_unlock(&p->mu);
     while (lost) {

@@ -103,6 +103,7 @@ struct si_pool {
     si_spin worker_spin, caller_spin;
 
     /* output of workers for the creator's sys.stdout; out_mu guards it */
+    _Atomic bool told_broken;
     si_mutex out_mu;
     struct si_output *out_head, *out_tail;
     _Atomic bool has_output;
@@ -138,6 +139,8 @@ si_ret si_pool_join(si_pool *p, int64_t deadline);
 void si_pool_break(si_pool *p, const char *reason);
 bool si_pool_is_broken(si_pool *p);
 bool si_pool_is_closing(si_pool *p);
+/* True for the first caller that asks: it reports why the pool broke. */
+bool si_pool_tell_broken(si_pool *p);
 bool si_pool_given_up(si_pool *p);
 /* A copy of the reason, to be freed; "" if there is none. */
 char *si_pool_reason(si_pool *p);
@@ -189,5 +192,6 @@ size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max);
 
 void si_message_after_fork(void);
 void si_pools_after_fork(void);
+void si_workers_after_fork(void);
 
 #endif

@@ -264,6 +264,7 @@ si_ret si_cq_wait(si_cq *q, int64_t deadline, si_spin *spin)
         si_spin_learn(spin, false);
     }
     atomic_fetch_add(&q->sleepers, 1);
+    si_maybe_delay();
     si_ret st = si_cq_ready(q) ? SI_OK : si_futex_wait(&q->seq, seq, deadline);
     atomic_fetch_sub(&q->sleepers, 1);
     return st;

@@ -88,11 +88,22 @@ static PyObject *create_core(PyObject *self, PyObject *spec)
     return PyModule_FromDefAndSpec((PyModuleDef *)def, spec);
 }
 
+/* One interpreter at a time executes the module: Cython fills its tables of C
+ * methods, which are the process's, each time anew (with what they hold). */
+static si_mutex exec_mu;
+
 static PyObject *exec_core(PyObject *self, PyObject *module)
 {
     (void)self;
     PyModuleDef *def = PyModule_GetDef(module);
-    if (!def || PyModule_ExecDef(module, def) < 0)
+    if (!def)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    si_lock(&exec_mu);
+    Py_END_ALLOW_THREADS
+    int bad = PyModule_ExecDef(module, def);
+    si_unlock(&exec_mu);
+    if (bad < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -756,6 +767,13 @@ static bool serve(si_worker *w)
             Py_END_ALLOW_THREADS
         }
     }
+}
+
+void si_workers_after_fork(void)
+{
+    atomic_store(&workers_mu.word, 0);
+    atomic_store(&exec_mu.word, 0);
+    workers = NULL;
 }
 
 static void unlist(si_worker *w)
