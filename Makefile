@@ -73,9 +73,9 @@ test-fast: $(VENV)/.built ## run the tests that take no more than a few seconds
 	@$(PY) -m pytest -m "not slow and not stress and not packaging" $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.bench ## measure ours and the rivals, with their ratios (BENCH_ARGS=...)
-	@$(PY) -m pytest bench $(BENCH_ARGS)
+	@$(PY) -m bench $(BENCH_ARGS)
 
-bench-short: BENCH_ARGS += --benchmark-min-rounds=2 --benchmark-max-time=0.2
+bench-short: BENCH_ARGS += --short
 bench-short: bench ## the same with few rounds
 
 lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -Werror

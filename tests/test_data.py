@@ -448,7 +448,8 @@ def test_memoryview(shared_pool, name):
     for format, shape, _, readonly, data in (facts, buffer_facts(back)):
         assert data == view.tobytes()
         assert shape == view.shape
-        assert format == view.format
+        # Native formats only: "<i" of a little-endian machine arrives as "i".
+        assert format == view.format.lstrip("@=<")
         assert readonly == view.readonly
     assert back == view
 

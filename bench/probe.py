@@ -1,0 +1,174 @@
+"""Measurements that need a process to themselves: memory, and idle time.
+
+`measure` runs one of the functions below in a new process, whose other memory
+and threads are then those of one contender alone. Processes that the contender
+starts count, too.
+"""
+
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench import work
+from bench.contenders import POOLS, ROOT
+from bench.machine import family
+
+HOLD = 0.02  # seconds: a task this long leaves the next task to another worker
+
+
+def measure(probe, contender, **arguments):
+    """Run a probe in a new process.
+
+    Parameters
+    ----------
+    probe : str
+        The name of a function of this module.
+    contender : str
+        The name of a pool, or of something else that the probe knows.
+    **arguments
+        For the probe; what JSON can say.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    # Not "-m": child processes would import this module as their main module.
+    code = "from bench.probe import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, probe, contender, json.dumps(arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"probe {probe} of {contender} exited with {done.returncode}:\n{done.stderr}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    """Run the probe that the command line names, and print what it found."""
+    probe, contender, arguments = sys.argv[1:]
+    print(json.dumps(globals()[probe](contender, **json.loads(arguments))))
+
+
+# Probes
+
+
+def footprint(contender, workers):
+    """Memory of this process and its children with some workers in a pool.
+
+    Each worker has done a first task. ``"interpreters"`` stands for bare
+    interpreters, in which nothing ran.
+    """
+    if contender == BARE:
+        held = _bare_interpreters(workers)  # noqa: F841
+        return memory()
+    with _pool(contender).open(workers) as pool:
+        seen = set()
+        while len(seen) < workers:
+            tasks = [pool.submit(work.hold, HOLD) for _ in range(workers)]
+            seen.update(task.result() for task in tasks)
+        return memory()
+
+
+def growth(contender, warm_up, tasks):
+    """Memory that many tasks leave behind."""
+    with _pool(contender).open() as pool:
+        _run_tasks(pool, warm_up)
+        before = memory()
+        start = time.perf_counter()
+        _run_tasks(pool, tasks)
+        seconds = time.perf_counter() - start
+        after = memory()
+    return {"seconds": seconds} | {key: after[key] - before[key] for key in after}
+
+
+def idle(contender, seconds):
+    """What a pool that worked and has nothing more to do takes from the cores.
+
+    ``"no pool"`` stands for the bare process.
+    """
+    if contender == NO_POOL:
+        return _idle(seconds)
+    with _pool(contender).open() as pool:
+        _run_tasks(pool, 1000)
+        return _idle(seconds)
+
+
+BARE = "bare interpreter"
+NO_POOL = "no pool"
+WAVE = 5000  # tasks in flight at once
+
+
+def _pool(name):
+    return next(pool for pool in POOLS if pool.name == name)
+
+
+def _bare_interpreters(count):
+    try:
+        import _interpreters
+    except ImportError as error:
+        raise RuntimeError("this Python cannot make interpreters") from error
+    return [_interpreters.create("isolated") for _ in range(count)]
+
+
+def _run_tasks(pool, count):
+    for first in range(0, count, WAVE):
+        wave = range(first, min(first + WAVE, count))
+        for future in [pool.submit(math.sqrt, x) for x in wave]:
+            future.result()
+        del future
+
+
+def _idle(seconds):
+    time.sleep(0.5)  # whatever spins has given up by then
+    pids = family()
+    switches, cpu = _context_switches(pids), _cpu_seconds(pids)
+    start = time.perf_counter()
+    time.sleep(seconds)
+    elapsed = time.perf_counter() - start
+    cpu = _cpu_seconds(pids) - cpu
+    switches = _context_switches(pids) - switches
+    return {"cpu": cpu / elapsed, "wakeups": switches / elapsed}
+
+
+# What the system tells
+
+
+def memory():
+    """Return RSS and PSS of this process and its children, in bytes."""
+    gc.collect()
+    total = {"rss": 0, "pss": 0}
+    for pid in family():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            key, _, rest = line.partition(":")
+            if key.lower() in total:
+                total[key.lower()] += int(rest.split()[0]) * 1024
+    return total
+
+
+def _cpu_seconds(pids):
+    # The clock id of another process's CPU time, as clock_getcpuclockid makes it.
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
+
+
+def _context_switches(pids):
+    """Count how often threads, the calling one aside, were put on a core."""
+    own = os.getpid()
+    total = 0
+    for pid in pids:
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            if status.parent.name == str(own):
+                continue
+            for line in status.read_text().splitlines():
+                if "ctxt_switches" in line:
+                    total += int(line.split()[1])
+    return total

@@ -1,0 +1,61 @@
+"""What runs inside the workers: importable, and quick to import."""
+
+import time
+from _thread import get_native_id
+
+
+def hold(seconds):
+    """Keep the worker busy without using a core, and tell which worker it was.
+
+    Parameters
+    ----------
+    seconds : float
+        How long to sleep.
+
+    Returns
+    -------
+    int
+        The native id of the worker's thread, unique on this machine.
+    """
+    time.sleep(seconds)
+    return get_native_id()
+
+
+def compute(steps):
+    """Run pure Python code that needs nothing but a core.
+
+    Parameters
+    ----------
+    steps : int
+        How many times to go through the loop.
+    """
+    total = 0
+    for step in range(steps):
+        total = (total * 31 + step) % 1_000_003
+    return total
+
+
+def first_and_last(buffer):
+    """Read the two outermost bytes of a buffer, without a copy of it."""
+    with memoryview(buffer) as view:
+        return view[0] + view[-1]
+
+
+def peer(inbox, outbox):
+    """Answer messages until one is None.
+
+    An int announces that many further messages, which are only counted; it is
+    then sent back. Anything else is sent back at once.
+
+    Parameters
+    ----------
+    inbox, outbox : channel ends, or queues
+        Where messages come from and where answers go.
+    """
+    receive = inbox.recv if hasattr(inbox, "recv") else inbox.get
+    send = outbox.send if hasattr(outbox, "send") else outbox.put
+    while (message := receive()) is not None:
+        if type(message) is int:
+            for _ in range(message):
+                receive()
+        send(message)
