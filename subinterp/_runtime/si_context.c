@@ -195,7 +195,6 @@ si_context *si_context_of(PyInterpreterState *interp)
         return (si_context *)PyErr_NoMemory();
     atomic_init(&cx->refs, 1);
     cx->generation = si_generation();
-    cx->interp = interp;
     cx->interp_id = PyInterpreterState_GetID(interp);
     SI_COUNT(contexts, 1);
     PyObject *fresh = PyCapsule_New(cx, CAPSULE, capsule_destroyed);

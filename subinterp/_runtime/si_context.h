@@ -30,7 +30,6 @@ typedef struct si_context {
     _Atomic int refs;               /* the interpreter, its workers, tasks observed */
     uint32_t generation;            /* of the process that made it; constant */
     int64_t interp_id;              /* constant */
-    PyInterpreterState *interp;     /* constant; dead once `ended` */
     _Atomic bool ended;             /* ended or abandoned */
     si_mutex mu;                    /* guards ledger */
     si_handle *ledger;
