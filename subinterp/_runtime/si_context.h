@@ -35,7 +35,6 @@ typedef struct si_context {
     si_handle *ledger;
     struct si_cq *notices;          /* completed tasks that Python observes; NULL until asked
                                        for; written under the interpreter's lock */
-    struct si_context *next;        /* list of contexts; guarded by contexts_mu */
 
     /* The interpreter's own objects: touched under its lock only. */
     PyObject *worker_module;        /* subinterp._worker, in workers */
