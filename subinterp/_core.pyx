@@ -13,9 +13,8 @@ lookups share a cache line between interpreters. Workers run in C.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.memoryview cimport PyMemoryView_FromObject
-from cpython.object cimport PyObject, PyTypeObject
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -27,8 +26,6 @@ from subinterp._runtime cimport *
 cdef extern from "Python.h":
     PyObject *PyIter_Next(PyObject *it)
     int PyDict_Next(object d, Py_ssize_t *pos, PyObject **key, PyObject **value)
-    void *PyMem_RawMalloc(size_t n) nogil
-    Py_ssize_t PyObject_LengthHint(object o, Py_ssize_t default) except -1
     object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
     int PyBUF_READ
     object PyWeakref_NewRef(object o, object callback)
@@ -36,16 +33,13 @@ cdef extern from "Python.h":
     bint PyCFunction_Check(object o)
     bint PyModule_Check(object o)
     object PyErr_GetRaisedException()
-    void *PyCapsule_GetPointer(object capsule, const char *name) except NULL
     int PyObject_GetBuffer(object o, Py_buffer *view, int flags) except -1
     void PyBuffer_Release(Py_buffer *view)
-    int PyBuffer_ToContiguous(void *buf, const Py_buffer *view, Py_ssize_t len, char order) except -1
-    int PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_FULL_RO
+    int PyBUF_SIMPLE, PyBUF_FULL_RO
     PyObject *PyErr_Occurred()
     void Py_DECREF_ptr "Py_DECREF" (PyObject *o)
     int PyBuffer_FillInfo(Py_buffer *view, object o, void *buf, Py_ssize_t len, bint readonly, int flags) except -1
     const Py_buffer *PyPickleBuffer_GetBuffer(object o) except NULL
-    bint PyPickleBuffer_Check(object o)
 
 cdef extern from "string.h" nogil:
     int memcmp(const void *a, const void *b, size_t n)
@@ -252,7 +246,6 @@ cdef class MessageWriter:
     cdef si_context *cx
     cdef readonly str mode
     cdef object array_type
-    cdef readonly list keep     # buffers' owners, until the message is complete
 
     def write(self, data):
         cdef Py_buffer view
@@ -391,7 +384,6 @@ cdef MessageWriter _writer(si_context *cx, si_msg *msg, str mode):
     w.mode = mode
     array = sys.modules.get("array")
     w.array_type = None if array is None else array.array
-    w.keep = []
     return w
 
 
@@ -1739,12 +1731,11 @@ cdef class MapIterator:
     cdef FunctionRef function
     cdef object fn
     cdef list inputs            # iterators
-    cdef object deadline_text
     cdef int64_t deadline
     cdef Py_ssize_t chunksize   # 0: chosen
     cdef Py_ssize_t buffersize  # 0: chosen
     cdef Py_ssize_t length      # of the input if known, else -1
-    cdef Py_ssize_t n_read, n_out
+    cdef Py_ssize_t n_read
     cdef bint star, unordered, exhausted, closed, started, learned
     # chunks in flight, oldest first: a ring
     cdef si_task **ring
@@ -2137,7 +2128,6 @@ cdef class MapIterator:
         cdef char tag
         cdef uint32_t index
         self.left -= 1
-        self.n_out += 1
         if self.group is None:
             tag = self.reader.p[0] if self.reader.p < self.reader.end else 0
             if tag != b"G" and tag != b"M" and tag != b"X":

@@ -108,14 +108,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
 
 
 def _found_by_name(obj: Any) -> bool:
-    """True if workers can import the object under its name."""
+    """Return True if workers can import the object under its name."""
     from subinterp import _core
 
     return _core.importable(obj) is not None
 
 
 def make_cached(function: Any, parameters: dict[str, Any]) -> Any:
-    """A function wrapped by `functools.lru_cache` again; its cache stays behind."""
+    """Wrap a function by `functools.lru_cache` again; its cache stays behind."""
     return functools.lru_cache(**parameters)(function)
 
 

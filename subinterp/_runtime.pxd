@@ -11,7 +11,7 @@ cdef extern from "si_compat.h":
 cdef extern from "si_base.h" nogil:
     ctypedef enum si_ret:
         SI_OK, SI_EMPTY, SI_FULL, SI_CLOSED, SI_TIMEOUT, SI_INTR, SI_NOMEM
-        SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_DEADLOCK, SI_NOTFAST, SI_ERROR, SI_CORRUPT
+        SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_DEADLOCK, SI_NOTFAST
     int64_t SI_FOREVER
     int64_t si_now()
     void si_set_spin(int64_t ns)
@@ -235,7 +235,6 @@ cdef extern from "si_channel.h" nogil:
     void si_handle_init(si_handle *h, si_channel *c, si_side side)
     bint si_handle_counted(si_handle *h)
     int si_channel_size(si_channel *c)
-    int si_channel_handles(si_channel *c, si_side side)
 
 
 cdef extern from "si_process.h" nogil:

@@ -37,12 +37,10 @@ class _CoreFinder:
 
     def __init__(
         self,
-        package: str,
         core_file: str,
         create: "Callable[[ModuleSpec], ModuleType]",
         execute: "Callable[[ModuleType], None]",
     ) -> None:
-        self.package = package
         self.core_file = core_file
         self.create = create
         self.execute = execute
@@ -153,9 +151,8 @@ def boot(
     _dirty = dirty
     sys.path[:] = payload["path"]
     sys.argv = list(payload["argv"])
-    package = payload["package"]
-    sys.meta_path.insert(0, _CoreFinder(package, payload["core"], create_core, exec_core))
-    sys.meta_path.append(_PackageFinder(package))
+    sys.meta_path.insert(0, _CoreFinder(payload["core"], create_core, exec_core))
+    sys.meta_path.append(_PackageFinder(payload["package"]))
     if "threading" in sys.modules:
         _adopt_thread(sys.modules["threading"])
     if payload["filters"] is not None:

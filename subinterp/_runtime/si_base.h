@@ -36,8 +36,6 @@ typedef enum {
     SI_FORKED,      /* made by the parent process of this one */
     SI_DEADLOCK,    /* every worker waits for its own pool's queue */
     SI_NOTFAST,     /* the value needs the general encoder */
-    SI_ERROR,       /* a Python exception is set */
-    SI_CORRUPT,     /* a message does not decode: a defect of the library */
 } si_ret;
 
 #define SI_FOREVER INT64_MAX

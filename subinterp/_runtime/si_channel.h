@@ -136,11 +136,6 @@ static inline int si_channel_size(si_channel *c)
     return (int)atomic_load_explicit(&c->count, memory_order_relaxed);
 }
 
-static inline int si_channel_handles(si_channel *c, si_side side)
-{
-    return atomic_load_explicit(&c->handles[side], memory_order_relaxed);
-}
-
 void si_channels_after_fork(void);
 
 #endif

@@ -7,10 +7,6 @@
 
 static const char CAPSULE[] = "subinterp._core.context";
 
-/* Guards: the list of contexts. */
-static si_mutex contexts_mu;
-static si_context *contexts;
-
 /* ---- the runtime's list of interpreters -------------------------------- */
 
 /* Set once by si_runtime_init, constant afterwards. */
@@ -97,7 +93,6 @@ static void child_of_fork(void)
     if (atomic_load(&si_live.workers) > 0)
         si_runtime_unlink_foreign(PyInterpreterState_Main());
     atomic_fetch_add(&si_fork_generation, 1);
-    atomic_store(&contexts_mu.word, 0);
     atomic_store(&si_live.workers, 0);
     si_message_after_fork();
     si_channels_after_fork();
@@ -135,14 +130,6 @@ void si_context_end(si_context *cx)
 {
     if (atomic_exchange(&cx->ended, true))
         return;
-    si_lock(&contexts_mu);
-    for (si_context **p = &contexts; *p; p = &(*p)->next) {
-        if (*p == cx) {
-            *p = cx->next;
-            break;
-        }
-    }
-    si_unlock(&contexts_mu);
     if (cx->generation != si_generation())
         return;
     /* One handle at a time: giving one up may free a channel, whose messages
@@ -195,7 +182,6 @@ si_context *si_context_of(PyInterpreterState *interp)
         return (si_context *)PyErr_NoMemory();
     atomic_init(&cx->refs, 1);
     cx->generation = si_generation();
-    cx->interp = interp;
     cx->interp_id = PyInterpreterState_GetID(interp);
     SI_COUNT(contexts, 1);
     PyObject *fresh = PyCapsule_New(cx, CAPSULE, capsule_destroyed);
@@ -209,10 +195,6 @@ si_context *si_context_of(PyInterpreterState *interp)
     Py_DECREF(fresh);
     if (bad < 0)
         return NULL;
-    si_lock(&contexts_mu);
-    cx->next = contexts;
-    contexts = cx;
-    si_unlock(&contexts_mu);
     return cx;
 }
 

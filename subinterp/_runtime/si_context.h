@@ -30,13 +30,11 @@ typedef struct si_context {
     _Atomic int refs;               /* the interpreter, its workers, tasks observed */
     uint32_t generation;            /* of the process that made it; constant */
     int64_t interp_id;              /* constant */
-    PyInterpreterState *interp;     /* constant; dead once `ended` */
     _Atomic bool ended;             /* ended or abandoned */
     si_mutex mu;                    /* guards ledger */
     si_handle *ledger;
     struct si_cq *notices;          /* completed tasks that Python observes; NULL until asked
                                        for; written under the interpreter's lock */
-    struct si_context *next;        /* list of contexts; guarded by contexts_mu */
 
     /* The interpreter's own objects: touched under its lock only. */
     PyObject *worker_module;        /* subinterp._worker, in workers */

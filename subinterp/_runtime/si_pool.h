@@ -45,7 +45,6 @@ typedef struct si_worker {
     _Atomic int64_t since;      /* when it reached FINISHING */
     bool counted;               /* in pool->n_alive; guarded by pool->mu */
     int index;                  /* position in the pool; constant */
-    pthread_t thread;           /* constant once started */
     PyInterpreterState *interp; /* set by the thread before it leaves STARTING */
     PyThreadState *ts;          /* the thread's own */
     si_context *cx;             /* one reference; changed under pool->mu by the thread */

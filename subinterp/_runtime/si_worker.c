@@ -15,7 +15,6 @@
 #include "si_channel.h"
 
 #include <marshal.h>
-#include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
 
