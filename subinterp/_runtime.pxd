@@ -4,6 +4,10 @@ from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
+cdef extern from "si_cython.h":
+    pass
+
+
 cdef extern from "si_compat.h":
     int SI_PREIMPORT_DATETIME
 
