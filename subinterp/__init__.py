@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING, Any
 
-if sys.version_info < (3, 13):
+if sys.version_info < (3, 13):  # noqa: UP036  (where the metadata was not heeded)
     raise ImportError(
         "subinterp needs CPython 3.13 or newer; this is "
         f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -142,6 +142,12 @@ cdef class Context:
     cdef si_context *cx
     cdef readonly object notifier       # the _Notifier, or None
 
+    def renew(self):
+        """In the child of a fork: nothing of the parent's is waited for."""
+        self.cx = si_context_of(PyInterpreterState_Get())
+        self.cx.core_loaded = True
+        self.notifier = None
+
 
 cdef Context _new_context():
     cdef Context c = Context.__new__(Context)
@@ -608,6 +614,11 @@ cdef class FutureCore:
             si_pool_release(self.pool)
 
     cdef uint32_t word(self):
+        if self.task.generation != si_generation() and si_task_orphan(
+            self.task, b"the task was under way in the parent of this forked process"
+        ):
+            # Its observers stayed there too.
+            self.published = True
         return si_task_word(self.task) & SI_STATE_MASK
 
     # What the standard library reads.
@@ -616,6 +627,7 @@ cdef class FutureCore:
     def _condition(self):
         if self.condition is None:
             self._observe()
+        self.word()
         return self.condition
 
     @property
@@ -664,7 +676,7 @@ cdef class FutureCore:
         self.waiters = []
         self.callbacks = []
         self.condition = threading.Condition()
-        if SI_IS_FINAL(si_task_word(self.task)):
+        if self.word() >= SI_DONE:
             self.observed = self.published = True
             return 0
         notifier = _notifier(self.context)
@@ -744,6 +756,8 @@ cdef class FutureCore:
     cdef int _await(self, timeout) except -1:
         if self.task == NULL:
             raise TypeError("futures are made by a pool")
+        if self.word() >= SI_DONE:
+            return 0
         if _wait_task(self.pool, self.task, _deadline(timeout)):
             raise TimeoutError
         return 0
@@ -819,8 +833,11 @@ cdef class FutureCore:
 
     def cancel(self):
         """Cancel the call unless it has been started; True if it is cancelled."""
-        cdef uint32_t before = si_task_cancel(self.task)
-        cdef uint32_t state = before & SI_STATE_MASK
+        cdef uint32_t before, state
+        if self.word() >= SI_DONE:
+            return self.word() == SI_CANCELLED
+        before = si_task_cancel(self.task)
+        state = before & SI_STATE_MASK
         if state == SI_PENDING:
             if before & SI_OBSERVED:
                 self._unobserve()
@@ -832,7 +849,8 @@ cdef class FutureCore:
         """Take back the reference that the post would have returned."""
         if self.task.observer != NULL:
             self.task.observer = NULL
-            (<_Notifier>self.context.notifier).outstanding -= 1
+            if self.context.notifier is not None:   # not in the child of a fork
+                (<_Notifier>self.context.notifier).outstanding -= 1
             Py_DECREF(self)
         return 0
 
@@ -883,7 +901,7 @@ cdef class FutureCore:
 cdef object _broken(si_pool *pool, bytes reason):
     """The exception of a broken pool; why it broke is logged once."""
     text = reason.decode("utf-8", "replace")
-    if si_pool_tell_broken(pool):
+    if pool.generation == si_generation() and si_pool_tell_broken(pool):
         from concurrent.futures._base import LOGGER
         LOGGER.critical("An interpreter pool is broken: %s", text)
     return _errors().BrokenInterpreterPool(text)
@@ -930,8 +948,10 @@ cdef class _Notifier:
     """
     cdef si_cq *cq
     cdef Context context
-    cdef public int64_t outstanding
+    cdef public int64_t outstanding     # posts to come, and pools that forward output
     cdef public object thread
+    cdef set forwarding                 # PoolHandles whose output is written here
+    cdef bint stopping
 
     def __dealloc__(self):
         if self.cq != NULL:
@@ -949,6 +969,7 @@ cdef class _Notifier:
         cdef si_ret st
         cdef int64_t deadline
         cdef si_cq *cq = self.cq
+        si_name_thread(b"subinterp-notif")
         si_cq_retain(cq)
         try:
             while True:
@@ -956,7 +977,9 @@ cdef class _Notifier:
                 if st == SI_OK:
                     self._handle(node)
                     continue
-                if st == SI_CLOSED:
+                for handle in list(self.forwarding):
+                    _drain_output((<_PoolHandle>handle).pool)
+                if st == SI_CLOSED or self.stopping:
                     break
                 deadline = si_now() + <int64_t>(linger * 1e9)
                 with nogil:
@@ -999,8 +1022,22 @@ cdef class _Notifier:
             sys.unraisablehook(_Unraisable(exc))
         return 0
 
-    def close(self):
+    def stop(self):
+        """Publish what is there, then end. (At the end of the interpreter.)"""
+        thread = self.thread
+        self.stopping = True
+        si_cq_nudge(self.cq)
+        if thread is not None:
+            thread.join(1.0)
         si_cq_close(self.cq)
+
+
+cdef class _PoolHandle:
+    """Keeps a C pool for the notifier, without keeping the Python one."""
+    cdef si_pool *pool
+
+    def __dealloc__(self):
+        si_pool_release(self.pool)
 
 
 class _Unraisable:
@@ -1017,6 +1054,7 @@ cdef _Notifier _notifier(Context context):
     if context.notifier is None:
         n = _Notifier.__new__(_Notifier)
         n.context = context
+        n.forwarding = set()
         n.cq = si_cq_new()
         if n.cq == NULL:
             raise MemoryError
@@ -1169,6 +1207,7 @@ cdef class PoolCore:
     cdef dict by_name                   # function -> FunctionRef
     cdef dict by_value                  # id(function) -> _ByValue
     cdef dict maps                      # id -> weak reference to a MapIterator still fed
+    cdef _PoolHandle forwarder          # while the notifier writes its output
     cdef bint owner                     # made here, not received
     cdef object __weakref__
 
@@ -1178,6 +1217,34 @@ cdef class PoolCore:
             if self.owner:
                 si_pool_close(self.pool, False, False)
             si_pool_release(self.pool)
+
+    def __del__(self):
+        self._stop_forwarding()
+
+    cdef int _start_forwarding(self) except -1:
+        """Have the notifier write what tasks print, as soon as it comes."""
+        cdef _Notifier notifier = _notifier(self.context)
+        cdef _PoolHandle handle = _PoolHandle.__new__(_PoolHandle)
+        si_pool_retain(self.pool)
+        handle.pool = self.pool
+        si_cq_retain(notifier.cq)
+        self.pool.out_cq = notifier.cq
+        notifier.forwarding.add(handle)
+        notifier.outstanding += 1
+        self.forwarder = handle
+        notifier.ensure()
+        return 0
+
+    cdef int _stop_forwarding(self) except -1:
+        cdef _Notifier notifier
+        if self.forwarder is not None:
+            notifier = self.context.notifier
+            if notifier is not None and self.forwarder in notifier.forwarding:
+                notifier.forwarding.remove(self.forwarder)
+                notifier.outstanding -= 1
+            _drain_output(self.forwarder.pool)
+            self.forwarder = None
+        return 0
 
     cdef int _adopt(self, si_pool *pool) except -1:
         from subinterp.pool import Future
@@ -1214,6 +1281,8 @@ cdef class PoolCore:
             raise
         self._adopt(pool)
         self.owner = True
+        if pool.forward_output:
+            self._start_forwarding()
 
     # ---- encoding -----------------------------------------------------------
 
@@ -1326,6 +1395,13 @@ cdef class PoolCore:
             raise RuntimeError("the pool was not initialised: call super().__init__() first")
         return 0
 
+    cdef int _not_from_within(self, str what) except -1:
+        """A worker that waited for itself would wait for ever."""
+        cdef si_worker *me = si_worker_self()
+        if me != NULL and me.pool == self.pool:
+            raise RuntimeError(f"a task cannot {what} the pool that runs it")
+        return 0
+
     # ---- the executor's interface ----------------------------------------------
 
     def submit(self, fn, /, *args, **kwargs):
@@ -1406,6 +1482,7 @@ cdef class PoolCore:
         cdef FutureCore fut
         cdef list futures = []
         self._need_pool()
+        self._not_from_within("broadcast to")
         wanted = self.pool.max_workers
         tasks = <si_task **>calloc(<size_t>wanted, sizeof(si_task *))
         if tasks == NULL:
@@ -1490,11 +1567,13 @@ cdef class PoolCore:
         cdef si_ret st
         if self.pool == NULL:
             return True
+        self._not_from_within("wait for the end of")
         while True:
             with nogil:
                 st = si_pool_join(self.pool, deadline)
             _drain_output(self.pool)
             if st == SI_OK or st == SI_FORKED:
+                self._stop_forwarding()
                 return True
             if st == SI_TIMEOUT:
                 return False
@@ -1543,11 +1622,9 @@ def close_pools_of_this_interpreter():
     cdef size_t n, i
     cdef si_pool *p
     cdef si_ret st
-    while True:
-        n = si_pools_of((<Context>_context).cx.interp_id, ids, 1024)
-        if n == 0:
-            return
-        n = min(n, 1024)
+    cdef Context context = _context
+    try:
+        n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
         for i in range(n):
             p = si_pool_find(ids[i])
             if p == NULL:
@@ -1563,7 +1640,14 @@ def close_pools_of_this_interpreter():
                         PyErr_CheckSignals()
             finally:
                 si_pool_release(p)
-        return
+    finally:
+        if context.notifier is not None:
+            context.notifier.stop()
+
+
+def after_fork_in_child():
+    """Forget the parent's notifier and ledger."""
+    (<Context>_context).renew()
 
 
 cdef FunctionRef _named_ref(tuple names):
@@ -1639,6 +1723,7 @@ cdef enum:
     CHUNK_BYTES = 1 << 20
     FLIGHT_BYTES = 64 << 20
     FLIGHT_ITEMS = 256      # single items in flight while their cost is unknown
+    REST_ITEMS = 10000000   # input that a pool still takes at its end
     FIRST_LOOK_NS = 200000  # how long map() itself waits to learn the cost
 
 
@@ -2017,9 +2102,9 @@ cdef class MapIterator:
     def _feed_rest(self, bint cancel):
         """The pool closes, or nobody will read: send what is still to be sent.
 
-        Only input of known length: an endless one would never let go.
+        Only input of a known and sane length: an endless one would never let go.
         """
-        if cancel or self.buffersize or self.length < 0:
+        if cancel or self.buffersize or not 0 <= self.length - self.n_read <= REST_ITEMS:
             return
         while not self.exhausted and not self.closed:
             self._send_chunk(max(self._chunk_items(), 1))
@@ -2273,7 +2358,8 @@ cdef class ChannelEnd:
     def clone(self):
         """Return another handle on the same end."""
         self._need_open()
-        _check(si_channel_add_handle(self.handle.channel, self.handle.side, False))
+        _check_channel(si_channel_add_handle(self.handle.channel, self.handle.side, False),
+                       self.handle.side)
         si_channel_retain(self.handle.channel)
         return _wrap_end(self.cx, self.handle.channel, self.handle.side, type(self))
 
@@ -2308,6 +2394,18 @@ cdef class ChannelEnd:
         # no handle, and the loader takes one of its own while the side lives.
         self._need_open()
         return _end_by_id, (_process_token(), self.handle.channel.id, <int>self.handle.side)
+
+
+cdef int _check_channel(si_ret st, si_side side) except -1:
+    """As _check, in the words of that side of a channel."""
+    if st == SI_FORKED:
+        raise _errors().ChannelClosed(
+            "the channel belongs to the parent of this forked process; make a new one here"
+        )
+    if st == SI_CLOSED:
+        return _check(st, "nobody can receive from the channel any more" if side == SI_SENDER
+                      else "the channel is closed and empty")
+    return _check(st)
 
 
 cdef object _wrap_end(si_context *cx, si_channel *c, si_side side, cls):
@@ -2382,7 +2480,7 @@ cdef class SendEnd(ChannelEnd):
         st = si_channel_try_send(self.handle.channel, &msg)
         if st != SI_OK:
             si_msg_clear(&msg)
-            _check(st, "nobody can receive from the channel any more" if st == SI_CLOSED else None)
+            _check_channel(st, SI_SENDER)
 
     def send(self, obj, timeout=None):
         """Send a copy of an object, waiting for room in a bounded channel.
@@ -2425,7 +2523,7 @@ cdef class SendEnd(ChannelEnd):
                 while st == SI_FULL:
                     _wait_channel(self, deadline)
                     st = si_channel_try_send(self.handle.channel, &msg)
-            _check(st, "nobody can receive from the channel any more" if st == SI_CLOSED else None)
+            _check_channel(st, SI_SENDER)
         finally:
             si_msg_clear(&msg)
 
@@ -2455,7 +2553,7 @@ cdef int _wait_channel(ChannelEnd end, int64_t deadline) except -1:
     if st == SI_TIMEOUT or st == SI_INTR:
         PyErr_CheckSignals()
         return 0
-    return _check(st)
+    return _check_channel(st, side)
 
 
 cdef class RecvEnd(ChannelEnd):
@@ -2475,7 +2573,7 @@ cdef class RecvEnd(ChannelEnd):
         cdef si_msg msg
         cdef si_ret st = self._try(&msg)
         if st != SI_OK:
-            _check(st, "the channel is closed and empty" if st == SI_CLOSED else None)
+            _check_channel(st, SI_RECEIVER)
         return self._take(&msg)
 
     def recv(self, timeout=None):
@@ -2514,7 +2612,7 @@ cdef class RecvEnd(ChannelEnd):
                 _wait_channel(self, deadline)
                 st = self._try(&msg)
         if st != SI_OK:
-            _check(st, "the channel is closed and empty" if st == SI_CLOSED else None)
+            _check_channel(st, SI_RECEIVER)
         return self._take(&msg)
 
     def __iter__(self):
@@ -2568,14 +2666,15 @@ cdef class AsyncWait:
             return True
         self._release()
         if st != SI_EMPTY:
-            _check(st)
+            _check_channel(st, SI_RECEIVER)
         return False
 
     cdef int _release(self) except -1:
         if self.pending:
             self.pending = False
             self.a.owner = NULL
-            (<_Notifier>self.context.notifier).outstanding -= 1
+            if self.context.notifier is not None:   # not in the child of a fork
+                (<_Notifier>self.context.notifier).outstanding -= 1
             Py_DECREF(self)
         return 0
 
@@ -2623,7 +2722,7 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
                     n_closed += 1
                     continue
                 if st != SI_EMPTY:
-                    _check(st)
+                    _check_channel(st, SI_RECEIVER)
                 channels[j] = &end.handle
                 j += 1
             if n_closed == n:
@@ -2636,7 +2735,7 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
             if st == SI_TIMEOUT or st == SI_INTR:
                 PyErr_CheckSignals()
             elif st != SI_OK:
-                _check(st)
+                _check_channel(st, SI_RECEIVER)
     finally:
         free(channels)
         free(links)

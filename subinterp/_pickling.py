@@ -37,10 +37,10 @@ _MAX_SENT = 4096
 
 
 def make_class(make: Any, args: tuple[Any, ...]) -> type:
-    """The class of that tracker id: the one known here, or a new one."""
+    """Return the class of that tracker id: the one known here, or a new one."""
     tracker_id = args[-2]
     with _cp._DYNAMIC_CLASS_TRACKER_LOCK:
-        known = _cp._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
+        known: type | None = _cp._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
     if known is not None:
         return known
     made: type = make(*args)
@@ -56,9 +56,9 @@ def set_class_state(cls: type, state: Any) -> type:
 
 
 def find_class(tracker_id: str) -> type:
-    """The class that a reference means."""
+    """Return the class that a reference means."""
     with _cp._DYNAMIC_CLASS_TRACKER_LOCK:
-        found = _cp._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
+        found: type | None = _cp._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
     if found is None:
         raise RuntimeError(
             "a result refers to a class that its caller has dropped; keep a reference to the class"
@@ -70,7 +70,7 @@ def _by_value(obj: type) -> bool:
     return not _cp._should_pickle_by_reference(obj)
 
 
-class Pickler(cloudpickle.Pickler):
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Writes one message; `writer` is its MessageWriter."""
 
     def __init__(self, writer: Any, *, buffered: bool = True) -> None:
@@ -81,12 +81,17 @@ class Pickler(cloudpickle.Pickler):
         cls = type(obj)
         if self.writer.handles(cls):
             return self.writer.reduce(obj)
-        if isinstance(obj, type) and obj not in _BUILTIN and _by_value(obj):
-            if self.writer.mode == "result" and obj in _received:
-                with _cp._DYNAMIC_CLASS_TRACKER_LOCK:
-                    tracker_id = _cp._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)
-                if tracker_id is not None:
-                    return find_class, (tracker_id,)
+        if (
+            isinstance(obj, type)
+            and obj not in _BUILTIN
+            and _by_value(obj)
+            and self.writer.mode == "result"
+            and obj in _received
+        ):
+            with _cp._DYNAMIC_CLASS_TRACKER_LOCK:
+                tracker_id = _cp._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)
+            if tracker_id is not None:
+                return find_class, (tracker_id,)
         if cls is functools._lru_cache_wrapper and not _found_by_name(obj):
             return make_cached, (obj.__wrapped__, obj.cache_parameters())
         reduced = super().reducer_override(obj)
@@ -134,7 +139,7 @@ class _Text(io.BytesIO):
 
     def __init__(self, mode: str) -> None:
         super().__init__()
-        self.mode = mode
+        self.mode = mode  # type: ignore[misc]  # a plain attribute at run time
 
     def handles(self, cls: type) -> bool:
         return False
@@ -154,7 +159,7 @@ def dumps_result(obj: Any) -> bytes:
 
 
 def rebuild_exception(tree: dict[str, Any]) -> BaseException:
-    """An exception from what `_worker.describe` made of it.
+    """Make an exception from what `_worker.describe` made of it.
 
     It has its own type, arguments, notes, cause and context. The worker's
     traceback is the cause of the last one in the chain of causes.
@@ -245,7 +250,7 @@ def _problem(obj: Any) -> Exception | None:
 
 
 def _children(obj: Any, path: str) -> list[tuple[str, Any]]:
-    """The parts of an object that its pickle would hold, with their paths."""
+    """Return the parts of an object that its pickle would hold, with their paths."""
     if isinstance(obj, (list, tuple)):
         parts = [(f"{path}[{i}]", item) for i, item in enumerate(obj)]
         return parts + _attributes(obj, path)
@@ -266,7 +271,9 @@ def _children(obj: Any, path: str) -> list[tuple[str, Any]]:
             except ValueError:
                 continue
         parts += [(f"{path}.__defaults__[{i}]", v) for i, v in enumerate(obj.__defaults__ or ())]
-        parts += [(f"{path}.__kwdefaults__[{k!r}]", v) for k, v in (obj.__kwdefaults__ or {}).items()]
+        parts += [
+            (f"{path}.__kwdefaults__[{k!r}]", v) for k, v in (obj.__kwdefaults__ or {}).items()
+        ]
         parts += [(f"{path}.<globals>.{k}", v) for k, v in _globals_of(obj)]
         return parts
     if isinstance(obj, types.MethodType):
@@ -333,7 +340,7 @@ def _describe(obj: Any) -> str:
 
 
 def explain(obj: Any, root: str, exc: BaseException) -> BaseException:
-    """The error to raise for an object that could not be encoded.
+    """Return the error to raise for an object that could not be encoded.
 
     `exc` is what the encoder raised; errors that are not about the object
     (out of memory, a closed channel end) stay as they are.
@@ -382,5 +389,3 @@ def explain_items(
             if _problem(value) is not None:
                 return explain(value, f"iterables[{j}][{start + i}]", exc)
     return explain(items, "the items", exc)
-
-

@@ -133,6 +133,7 @@ cdef extern from "si_task.h" nogil:
         uint8_t arity
         bint failed_items
         uint32_t n_items
+        uint32_t generation
         si_function *function
         PyObject *observer
         int64_t run_ns
@@ -142,6 +143,7 @@ cdef extern from "si_task.h" nogil:
     void si_task_release(si_task *t)
     uint32_t si_task_word(si_task *t)
     uint32_t si_task_cancel(si_task *t)
+    bint si_task_orphan(si_task *t, const char *reason)
     uint32_t si_task_observe(si_task *t, si_cq *cq)
     si_ret si_task_wait(si_task *t, int64_t deadline, si_spin *spin)
     ctypedef struct si_cq:
@@ -150,13 +152,12 @@ cdef extern from "si_task.h" nogil:
     void si_cq_retain(si_cq *q)
     void si_cq_release(si_cq *q)
     void si_cq_close(si_cq *q)
+    void si_cq_nudge(si_cq *q)
     si_ret si_cq_pop(si_cq *q, si_node **node)
     si_ret si_cq_wait(si_cq *q, int64_t deadline, si_spin *spin)
 
 
 cdef extern from "si_pool.h" nogil:
-    ctypedef struct si_worker:
-        pass
     ctypedef struct si_pool:
         uint64_t id
         uint32_t generation
@@ -168,6 +169,9 @@ cdef extern from "si_pool.h" nogil:
         si_spin caller_spin
         size_t stack_size
         bint forward_output
+        si_cq *out_cq
+    ctypedef struct si_worker:
+        si_pool *pool
     ctypedef struct si_output:
         si_output *next
         int stream
@@ -236,6 +240,7 @@ cdef extern from "si_channel.h" nogil:
 
 cdef extern from "si_process.h" nogil:
     bint si_is_main_thread()
+    void si_name_thread(const char *name)
     void si_store_cost(si_function *f, int64_t cost)
     int64_t si_load_cost(si_function *f)
     void si_store_refs(si_task *t, int refs)

@@ -3,19 +3,27 @@
 The C layer executes this module's code object in each new interpreter before
 anything else (it is sent along, so it needs no import), and calls its
 functions by name. It imports as little as can be: every module imported here
-is paid for by every worker.
+is paid for by every worker. So annotations that need a name from elsewhere
+are strings, and never evaluated.
 """
 
 import _thread
 import io
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
 # The parts of a worker that need more than its thread: set by `boot`.
 _index = 0
 _pool_name = ""
 _thread_id = 0
-_dirty: "memoryview | None" = None
-_streams: list = []
+_dirty: "memoryview[int]"  # one byte, looked at after each task
+_streams: "list[_Text]" = []
 
 
 class _CoreFinder:
@@ -27,35 +35,46 @@ class _CoreFinder:
     deadlock. The module is in this process already; C code makes ours.
     """
 
-    def __init__(self, package, core_file, create, execute):
+    def __init__(
+        self,
+        package: str,
+        core_file: str,
+        create: "Callable[[ModuleSpec], ModuleType]",
+        execute: "Callable[[ModuleType], None]",
+    ) -> None:
         self.package = package
         self.core_file = core_file
         self.create = create
         self.execute = execute
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> "ModuleSpec | None":
         if name == "threading":
             return _threading_spec(name)
         if name != "subinterp._core":
             return None
-        spec = _ModuleSpec(name, self, origin=self.core_file)
+        loader: Any = self
+        spec = _ModuleSpec(name, loader, origin=self.core_file)
         spec.has_location = True
         return spec
 
-    def create_module(self, spec):
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType":
         return self.create(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: "ModuleType") -> None:
         self.execute(module)
 
 
 class _PackageFinder:
     """Finds the package itself where the creator found it, if nobody else does."""
 
-    def __init__(self, package):
+    def __init__(self, package: str) -> None:
         self.package = package
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> "ModuleSpec | None":
         if name != "subinterp":
             return None
         from importlib.util import spec_from_file_location
@@ -65,7 +84,7 @@ class _PackageFinder:
         )
 
 
-_ModuleSpec = type(sys.__spec__)
+_ModuleSpec: "type[ModuleSpec]" = type(sys.__spec__)
 
 
 # ---- the worker's thread, as `threading` sees it ---------------------------------
@@ -77,29 +96,31 @@ _ModuleSpec = type(sys.__spec__)
 class _AfterExec:
     """A loader that adds a step once its module has been executed."""
 
-    def __init__(self, loader, step):
+    def __init__(self, loader: "Any", step: "Callable[[ModuleType], None]") -> None:
         self.loader = loader
         self.step = step
 
-    def create_module(self, spec):
-        return self.loader.create_module(spec)
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
+        made: ModuleType | None = self.loader.create_module(spec)
+        return made
 
-    def exec_module(self, module):
+    def exec_module(self, module: "Any") -> None:
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         self.step(module)
 
 
-def _threading_spec(name):
+def _threading_spec(name: str) -> "ModuleSpec | None":
     from importlib.machinery import PathFinder
 
-    spec = PathFinder.find_spec(name)
+    spec: Any = PathFinder.find_spec(name)
     if spec is not None and spec.loader is not None:
         spec.loader = _AfterExec(spec.loader, _adopt_thread)
-    return spec
+    found: ModuleSpec | None = spec
+    return found
 
 
-def _adopt_thread(threading):
+def _adopt_thread(threading: "Any") -> None:
     """Make the worker's thread the main thread of its interpreter."""
     if threading.get_ident() != _thread_id:
         return  # a thread that a task started without `threading` came first
@@ -116,7 +137,14 @@ def _adopt_thread(threading):
     threading._main_thread = thread
 
 
-def boot(payload, index, dirty, create_core, exec_core, emit):
+def boot(
+    payload: "dict[str, Any]",
+    index: int,
+    dirty: memoryview,
+    create_core: "Callable[[ModuleSpec], ModuleType]",
+    exec_core: "Callable[[ModuleType], None]",
+    emit: "Callable[[int, Any], int]",
+) -> None:
     """Set the new interpreter up as its creator's options say."""
     global _index, _pool_name, _thread_id, _dirty
     _index = index
@@ -125,8 +153,9 @@ def boot(payload, index, dirty, create_core, exec_core, emit):
     _dirty = dirty
     sys.path[:] = payload["path"]
     sys.argv = list(payload["argv"])
-    sys.meta_path.insert(0, _CoreFinder(payload["package"], payload["core"], create_core, exec_core))
-    sys.meta_path.append(_PackageFinder(payload["package"]))
+    package = payload["package"]
+    sys.meta_path.insert(0, _CoreFinder(package, payload["core"], create_core, exec_core))
+    sys.meta_path.append(_PackageFinder(package))
     if "threading" in sys.modules:
         _adopt_thread(sys.modules["threading"])
     if payload["filters"] is not None:
@@ -138,25 +167,26 @@ def boot(payload, index, dirty, create_core, exec_core, emit):
     _open_streams(payload["streams"], emit)
 
 
-def _set_filters(filters):
-    import warnings
+def _pattern(text: "str | None", flags: "int | None") -> "Any":
+    if flags is None:
+        return text  # None, or the plain string of a built-in filter
+    import re
 
+    return re.compile(text, flags)
+
+
+def _set_filters(filters: "list[tuple[Any, ...]]") -> None:
+    import warnings as _warnings
+
+    warnings: Any = _warnings  # what is used of it is not declared
     rebuilt = []
     for action, message, flags, module, name, in_module, in_flags, lineno in filters:
         try:
             category = resolve(module, name)
         except Exception:
             continue  # its module cannot be imported here: it cannot occur either
-        if message is not None or in_module is not None:
-            import re
         rebuilt.append(
-            (
-                action,
-                None if message is None else re.compile(message, flags),
-                category,
-                None if in_module is None else re.compile(in_module, in_flags),
-                lineno,
-            )
+            (action, _pattern(message, flags), category, _pattern(in_module, in_flags), lineno)
         )
     if hasattr(warnings, "_filters_mutated_lock_held"):  # 3.14 and later
         with warnings._lock:
@@ -176,33 +206,34 @@ def _set_filters(filters):
 class _Forward(io.RawIOBase):
     """Hands bytes to the creator's interpreter, which writes them to its stream."""
 
-    def __init__(self, fd, emit):
+    def __init__(self, fd: int, emit: "Callable[[int, Any], int]") -> None:
         self._fd = fd
         self._emit = emit
 
-    def writable(self):
+    def writable(self) -> bool:
         return True
 
-    def fileno(self):
+    def fileno(self) -> int:
         return self._fd
 
-    def write(self, data):
+    def write(self, data: "Any", /) -> int:
         return self._emit(self._fd, data)
 
 
 class _Buffered(io.BufferedWriter):
-    def write(self, data):
+    def write(self, data: "Any", /) -> int:
         _dirty[0] = 1
         return super().write(data)
 
 
 class _Text(io.TextIOWrapper):
-    def write(self, text):
+    def write(self, text: str, /) -> int:
         _dirty[0] = 1
         return super().write(text)
 
 
-def _open_streams(options, emit):
+def _open_streams(options: "dict[str, Any]", emit: "Callable[[int, Any], int]") -> None:
+    raw: Any
     for fd, name in ((1, "stdout"), (2, "stderr")):
         option = options[name]
         if option is None:
@@ -220,13 +251,13 @@ def _open_streams(options, emit):
             errors=option["errors"],
             line_buffering=fd == 2 or option["line_buffering"],
         )
-        stream.mode = "w"
+        stream.mode = "w"  # type: ignore[misc]  # a plain attribute at run time
         _streams.append(stream)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
 
-def flush():
+def flush() -> None:
     """Flush what tasks wrote; a stream that cannot be written is left alone."""
     for stream in (*_streams, sys.stdout, sys.stderr):
         try:
@@ -238,10 +269,10 @@ def flush():
 # ---- functions by name --------------------------------------------------------
 
 
-def resolve(module, qualname):
-    """The object of that name, imported here."""
+def resolve(module: str, qualname: str) -> "Any":
+    """Import and return the object of that name."""
     __import__(module)
-    found = sys.modules[module]
+    found: Any = sys.modules[module]
     for part in qualname.split("."):
         found = getattr(found, part)
     return found
@@ -250,11 +281,11 @@ def resolve(module, qualname):
 # ---- exceptions ----------------------------------------------------------------
 
 
-def worker_name():
+def worker_name() -> str:
     return f"{_pool_name or 'subinterp'}-{_index}"
 
 
-def _note_import_error(exc):
+def _note_import_error(exc: BaseException) -> None:
     """Say where an import failed, and what can be done."""
     if any(note.startswith("In worker ") for note in getattr(exc, "__notes__", ())):
         return
@@ -272,14 +303,14 @@ def _note_import_error(exc):
     exc.add_note(f"In worker {worker_name()} with sys.path = {sys.path!r}. {hint}")
 
 
-def text_of(exc):
-    """The traceback as the interpreter would print it."""
+def text_of(exc: BaseException) -> str:
+    """Return the traceback as the interpreter would print it."""
     import traceback
 
     return "".join(traceback.format_exception(exc))
 
 
-def _dump(exc):
+def _dump(exc: BaseException) -> bytes:
     from _pickle import dumps
 
     try:
@@ -293,10 +324,10 @@ def _dump(exc):
     return data
 
 
-def _tree(exc, seen, depth=0):
-    """The exception without its text, as plain values."""
+def _tree(exc: BaseException, seen: "set[int]", depth: int = 0) -> "dict[str, Any]":
+    """Return the exception without its text, as plain values."""
     seen.add(id(exc))
-    tree = {"name": type(exc).__qualname__, "data": None}
+    tree: dict[str, Any] = {"name": type(exc).__qualname__, "data": None}
     try:
         tree["data"] = _dump(exc)
     except Exception:
@@ -311,8 +342,8 @@ def _tree(exc, seen, depth=0):
     return tree
 
 
-def describe(exc):
-    """An exception as plain values, for `_pickling.rebuild_exception`."""
+def describe(exc: BaseException) -> "dict[str, Any]":
+    """Return an exception as plain values, for `_pickling.rebuild_exception`."""
     pending = [exc]
     for e in pending:
         if isinstance(e, ImportError):
@@ -330,14 +361,14 @@ def describe(exc):
     tree = _tree(exc, set())
     tree["text"] = text
     # Break the cycle exception -> traceback -> frame -> exception.
-    exc = pending = e = other = None
+    del exc, pending, e, other
     return tree
 
 
 # ---- the end ---------------------------------------------------------------------
 
 
-def finish():
+def finish() -> None:
     """Join the threads that tasks started, as the end of a program does."""
     threading = sys.modules.get("threading")
     if threading is not None:
@@ -345,8 +376,8 @@ def finish():
     flush()
 
 
-def only_daemons_left():
-    """True if daemon threads are running: nobody will wait for them."""
+def only_daemons_left() -> bool:
+    """Return True if daemon threads are running: nobody will wait for them."""
     threading = sys.modules.get("threading")
     if threading is None:
         return False
@@ -357,7 +388,7 @@ def only_daemons_left():
 # ---- what `subinterp.interpreters` runs here ----------------------------------------
 
 
-def run_source(source):
+def run_source(source: "str | bytes") -> None:
     """Execute source text, or a marshalled code object, in `__main__`."""
     if isinstance(source, str):
         code = compile(source, "<string>", "exec")
@@ -368,13 +399,14 @@ def run_source(source):
     exec(code, sys.modules["__main__"].__dict__)
 
 
-def prepare_main(names):
+def prepare_main(names: "dict[str, Any]") -> None:
     """Bind names in `__main__`."""
     sys.modules["__main__"].__dict__.update(names)
 
 
-def interpreter_id():
-    """The number of this interpreter."""
+def interpreter_id() -> int:
+    """Return the number of this interpreter."""
     import _interpreters
 
-    return _interpreters.get_current()[0]
+    number: int = _interpreters.get_current()[0]
+    return number

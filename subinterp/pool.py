@@ -11,16 +11,19 @@ from concurrent.futures import Executor
 from concurrent.futures import Future as _StandardFuture
 from itertools import count
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from subinterp import _core
 
 __all__ = ["Future", "InterpreterPool"]
 
+# Not `class Future[_T]`: that would put typing.Generic among the bases at run time.
+_T = TypeVar("_T")
+
 _pool_numbers = count()
 
 
-class Future(_core.FutureCore, _StandardFuture):
+class Future(_core.FutureCore, _StandardFuture[_T]):
     """The caller's handle on a task; a `concurrent.futures.Future`.
 
     Made by a pool. `result` and `exception` wait in C, and the outcome becomes
@@ -29,6 +32,10 @@ class Future(_core.FutureCore, _StandardFuture):
 
     def __init__(self) -> None:
         raise TypeError("futures are made by a pool: use InterpreterPool.submit")
+
+    if TYPE_CHECKING:
+        # The C half does not know the type of the result.
+        def result(self, timeout: float | None = None) -> _T: ...  # noqa: D102
 
 
 # The methods of the standard future that the C half replaces would otherwise
@@ -52,7 +59,7 @@ def _cgroup_quota() -> int | None:
         return None
     limits: list[float] = []
     for line in lines:
-        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0":
             limits += _quotas("/sys/fs/cgroup", path, _read_v2)
         elif "cpu" in controllers.split(","):
@@ -97,7 +104,7 @@ _worker_code: bytes | None = None
 
 
 def _code_for_workers() -> bytes:
-    """The code object of `_worker`, marshalled: workers import nothing to start."""
+    """Return the code object of `_worker`, marshalled: workers import nothing to start."""
     global _worker_code
     if _worker_code is None:
         import marshal
@@ -119,16 +126,16 @@ def _package_folder() -> str:
 
 
 def _warning_filters() -> list[tuple[Any, ...]] | None:
-    """This interpreter's warning filters as plain values; None: the usual ones."""
+    """Return the warning filters in force as plain values; None: the usual ones."""
     import warnings
 
-    def pattern(p: Any) -> tuple[str | None, int]:
-        if p is None:
-            return None, 0
-        return (p, 0) if isinstance(p, str) else (p.pattern, p.flags)
+    def pattern(p: Any) -> tuple[str | None, int | None]:
+        """Text and flags; no flags: a plain string, as the built-in filters have."""
+        return (p, None) if p is None or isinstance(p, str) else (p.pattern, p.flags)
 
     filters = []
-    for action, message, category, module, lineno in warnings.filters:
+    in_force: Any = warnings.filters
+    for action, message, category, module, lineno in in_force:
         text, flags = pattern(message)
         in_module, in_flags = pattern(module)
         filters.append(
@@ -149,11 +156,11 @@ def _warning_filters() -> list[tuple[Any, ...]] | None:
 # What an interpreter has at its start, unless it was told otherwise.
 _INITIAL_FILTERS: list[tuple[Any, ...]] = (
     [
-        ("default", None, 0, "builtins", "DeprecationWarning", "__main__", 0, 0),
-        ("ignore", None, 0, "builtins", "DeprecationWarning", None, 0, 0),
-        ("ignore", None, 0, "builtins", "PendingDeprecationWarning", None, 0, 0),
-        ("ignore", None, 0, "builtins", "ImportWarning", None, 0, 0),
-        ("ignore", None, 0, "builtins", "ResourceWarning", None, 0, 0),
+        ("default", None, None, "builtins", "DeprecationWarning", "__main__", None, 0),
+        ("ignore", None, None, "builtins", "DeprecationWarning", None, None, 0),
+        ("ignore", None, None, "builtins", "PendingDeprecationWarning", None, None, 0),
+        ("ignore", None, None, "builtins", "ImportWarning", None, None, 0),
+        ("ignore", None, None, "builtins", "ResourceWarning", None, None, 0),
     ]
     if not sys.warnoptions
     else []
@@ -278,14 +285,14 @@ class InterpreterPool(_core.PoolCore, Executor):
             tuple(initargs),
         )
 
-    def map(  # type: ignore[override]
+    def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., _T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[_T]:
         """Apply a function to the items of iterables, results in order.
 
         Parameters
@@ -331,14 +338,11 @@ class InterpreterPool(_core.PoolCore, Executor):
             raise TypeError("buffersize must be an integer or None")
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
-        iterator: Iterator[Any] = self._map(
-            fn, iterables, timeout, chunksize, buffersize, False, False
-        )
-        return iterator
+        return self._map(fn, iterables, timeout, chunksize, buffersize, False, False)
 
     def imap_unordered(
-        self, fn: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
-    ) -> Iterator[Any]:
+        self, fn: Callable[[Any], _T], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> Iterator[_T]:
         """Apply a function to the items of an iterable, results as they come.
 
         As `map`, but results are yielded chunk by chunk as workers complete
@@ -346,15 +350,14 @@ class InterpreterPool(_core.PoolCore, Executor):
         raises its exception, and the one after it goes on.
         """
         _check_positive("chunksize", chunksize)
-        iterator: Iterator[Any] = self._map(fn, (iterable,), None, chunksize, None, False, True)
-        return iterator
+        return self._map(fn, (iterable,), None, chunksize, None, False, True)
 
     def starmap(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., _T],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-    ) -> list[Any]:
+    ) -> list[_T]:
         """Apply a function to argument tuples; returns the list of results.
 
         As `multiprocessing.Pool.starmap`: ``[fn(*args) for args in iterable]``,
@@ -385,7 +388,8 @@ class InterpreterPool(_core.PoolCore, Executor):
 
     def __repr__(self) -> str:
         state = "broken" if self._broken else "shut down" if self._is_closing else "open"
-        return f"<InterpreterPool {self._id}: {self._n_workers} of {self._max_workers} workers, {state}>"
+        workers = f"{self._n_workers} of {self._max_workers} workers"
+        return f"<InterpreterPool {self._id}: {workers}, {state}>"
 
 
 def _check_positive(name: str, value: int | None) -> None:
@@ -415,4 +419,5 @@ def _prepare_interpreter() -> None:
     threading._register_atexit(_core.close_pools_of_this_interpreter)  # type: ignore[attr-defined]
     if _core.current_interpreter_id() == 0:
         atexit.register(_core.abandon_workers, EXIT_GRACE)
+        os.register_at_fork(after_in_child=_core.after_fork_in_child)
     _prepared = True

@@ -66,6 +66,8 @@ static void pool_free(si_pool *p)
         free(o);
         o = next;
     }
+    if (p->out_cq)
+        si_cq_release(p->out_cq);
     si_msg_clear(&p->boot);
     si_msg_clear(&p->initializer);
     si_msg_clear(&p->reason);
@@ -363,9 +365,14 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         return t;
 
     PyThreadState *ts = PyEval_SaveThread();
-    for (;;) {
+    /* Still set from the last wake, it would end the spin at once. What a late
+     * waker pushed is found under the lock below. */
+    atomic_store_explicit(&w->wake, 0, memory_order_relaxed);
+    for (bool woken = false;; woken = true) {
         si_maybe_delay();
-        spin_for_work(p, w);
+        /* After a sleep the work is there already: nothing to look for or learn. */
+        if (!woken)
+            spin_for_work(p, w);
         a = (after_unlock){0};
         si_lock(&p->mu);
         t = take_locked(p, w);
@@ -397,6 +404,14 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
     }
     PyEval_RestoreThread(ts);
     return t;
+}
+
+bool si_pool_is_over(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    bool over = (p->closing || p->broken) && !p->head && !w->inbox_head;
+    si_unlock(&p->mu);
+    return over;
 }
 
 void si_pool_worker_gone(si_pool *p, si_worker *w)
@@ -565,6 +580,7 @@ si_ret si_pool_join(si_pool *p, int64_t deadline)
             return st;
         /* Leave behind those whose end hangs. */
         si_worker *stuck = NULL;
+        si_context *cx = NULL;
         si_lock(&p->mu);
         for (si_worker *w = p->workers; w && !stuck; w = w->next) {
             uint32_t s = SI_W_FINISHING;
@@ -572,11 +588,17 @@ si_ret si_pool_join(si_pool *p, int64_t deadline)
                 && atomic_compare_exchange_strong(&w->state, &s, SI_W_ABANDONED)) {
                 stuck = w;
                 atomic_fetch_add(&w->refs, 1);
+                cx = w->cx;
+                if (cx)
+                    si_context_retain(cx);
             }
         }
         si_unlock(&p->mu);
         if (stuck) {
-            si_context_end(stuck->cx);
+            if (cx) {
+                si_context_end(cx);
+                si_context_release(cx);
+            }
             si_pool_worker_gone(p, stuck);
             si_worker_release(stuck);
         }
@@ -689,6 +711,8 @@ void si_pool_output(si_pool *p, int stream, const char *data, size_t n)
     p->out_tail = o;
     atomic_store_explicit(&p->has_output, true, memory_order_release);
     si_unlock(&p->out_mu);
+    if (p->out_cq)
+        si_cq_nudge(p->out_cq);
 }
 
 si_output *si_pool_take_output(si_pool *p)

@@ -48,7 +48,7 @@ typedef struct si_worker {
     pthread_t thread;           /* constant once started */
     PyInterpreterState *interp; /* set by the thread before it leaves STARTING */
     PyThreadState *ts;          /* the thread's own */
-    si_context *cx;             /* one reference; set with interp */
+    si_context *cx;             /* one reference; changed under pool->mu by the thread */
 
     /* guarded by pool->mu */
     si_node *inbox_head, *inbox_tail;   /* tasks for this worker alone */
@@ -108,6 +108,7 @@ struct si_pool {
     struct si_output *out_head, *out_tail;
     _Atomic bool has_output;
     bool forward_output;        /* constant once made */
+    si_cq *out_cq;              /* told of output; one reference; constant once made */
 };
 
 typedef struct si_output {
@@ -157,6 +158,8 @@ si_worker *si_worker_self(void);
 /* For a worker's thread: the next task (its own lock is released while it
  * waits), or NULL: end. */
 si_task *si_pool_next(si_pool *p, si_worker *w);
+/* There is and will be nothing to do for this worker. */
+bool si_pool_is_over(si_pool *p, si_worker *w);
 /* The worker ends or is left behind: it is not counted any more. */
 void si_pool_worker_gone(si_pool *p, si_worker *w);
 si_ret si_worker_start(si_worker *w);

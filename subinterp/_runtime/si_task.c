@@ -107,6 +107,17 @@ uint32_t si_task_cancel(si_task *t)
     return word;
 }
 
+bool si_task_orphan(si_task *t, const char *reason)
+{
+    if (t->generation == si_generation() || SI_IS_FINAL(si_task_word(t)))
+        return false;
+    /* Not cleared: the parent's thread may have been changing it. */
+    si_msg_init(&t->msg);
+    (void)si_put(&t->msg, reason, strlen(reason));
+    atomic_store(&t->state, SI_LOST);
+    return true;
+}
+
 uint32_t si_task_observe(si_task *t, si_cq *cq)
 {
     if (!t->cq) {
@@ -200,6 +211,14 @@ bool si_cq_post(si_cq *q, si_node *node)
         si_cq_release(q);
     }
     return true;
+}
+
+void si_cq_nudge(si_cq *q)
+{
+    si_lock(&q->mu);
+    atomic_fetch_add(&q->seq, 1);
+    si_unlock(&q->mu);
+    si_futex_wake(&q->seq, INT32_MAX);
 }
 
 void si_cq_close(si_cq *q)

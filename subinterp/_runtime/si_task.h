@@ -116,6 +116,9 @@ bool si_task_start(si_task *t);
 /* PENDING -> CANCELLED. Returns the word found; cancelled if it was pending.
  * Wakes waiters, but posts nothing: the caller publishes. */
 uint32_t si_task_cancel(si_task *t);
+/* In the child of a fork: a task that was under way in the parent is lost
+ * here. True if it became so now. Only one thread may ask: the future's. */
+bool si_task_orphan(si_task *t, const char *reason);
 /* Ask for a post; returns the word found (final: there will be no post). */
 uint32_t si_task_observe(si_task *t, struct si_cq *cq);
 /* Sleep until the task is final. SI_OK, SI_TIMEOUT, SI_INTR (look at signals
@@ -144,6 +147,8 @@ void si_cq_release(si_cq *q);
 bool si_cq_post(si_cq *q, si_node *node);
 /* Drops what is in it; posts fail from now on; wakes the reader. */
 void si_cq_close(si_cq *q);
+/* Make the reader look, though nothing is posted. */
+void si_cq_nudge(si_cq *q);
 /* The next node, or NULL: SI_EMPTY, SI_CLOSED. */
 si_ret si_cq_pop(si_cq *q, si_node **node);
 /* Something is there, or the queue is closed. */

@@ -622,6 +622,15 @@ static int run_initializer(si_worker *w)
     return 0;
 }
 
+/* Under the lock, so that whoever leaves this worker behind can take a
+ * reference before the worker gives up its own. */
+static void set_context(si_worker *w, si_context *cx)
+{
+    si_lock(&w->pool->mu);
+    w->cx = cx;
+    si_unlock(&w->pool->mu);
+}
+
 /* Create the interpreter; on success its lock is held. On failure the pool is
  * broken and no lock is held (made == false) or it is (made == true). */
 static bool begin_interpreter(si_worker *w, bool *made)
@@ -649,9 +658,10 @@ static bool begin_interpreter(si_worker *w, bool *made)
     *made = true;
     w->ts = ts;
     w->interp = PyThreadState_GetInterpreter(ts);
-    w->cx = si_context_of(w->interp);
-    if (w->cx)
-        atomic_fetch_add(&w->cx->refs, 1);
+    si_context *cx = si_context_of(w->interp);
+    if (cx)
+        si_context_retain(cx);
+    set_context(w, cx);
     if (!w->cx || make_worker_module(w) < 0) {
         break_with_exception(w, "a worker's interpreter could not be set up");
         return false;
@@ -719,8 +729,9 @@ static bool end_interpreter(si_worker *w, bool recycle)
     Py_EndInterpreter(w->ts);
     w->ts = NULL;
     w->interp = NULL;
-    si_context_release(w->cx);
-    w->cx = NULL;
+    si_context *cx = w->cx;
+    set_context(w, NULL);
+    si_context_release(cx);
     if (recycle)
         (void)worker_becomes(w, SI_W_ENDING, SI_W_STARTING);
     return true;
@@ -741,7 +752,7 @@ static bool serve(si_worker *w)
     int64_t begun = w->n_done;
     for (unsigned n = 1;; n++) {
         if (p->max_tasks && w->n_done - begun >= p->max_tasks)
-            return true;
+            return !si_pool_is_over(p, w);
         uint32_t now_retired = atomic_load_explicit(&si_functions_retired, memory_order_acquire);
         if (now_retired != retired) {
             retired = now_retired;
