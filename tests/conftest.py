@@ -76,17 +76,6 @@ def pytest_report_header(config):
     ]
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Show every skip with its reason: nothing is skipped silently."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    if not skipped:
-        return
-    terminalreporter.section("skipped, and why")
-    for report in skipped:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        terminalreporter.write_line(f"{report.nodeid}: {reason}")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _started_helpers():
     """Start what lives as long as the process, before anything is compared."""
@@ -185,12 +174,12 @@ def pool1():
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test that takes `kind` on every executor, ours last.
+    """Run a test that takes `executor_kind` on every executor, ours last.
 
     `@pytest.mark.not_on("spawn", ..., reason=...)` names rivals that are known
     to behave differently; ours cannot be named.
     """
-    if "kind" not in metafunc.fixturenames:
+    if "executor_kind" not in metafunc.fixturenames:
         return
     kinds = dict(EXECUTORS)
     for marker in metafunc.definition.iter_markers("not_on"):
@@ -198,16 +187,16 @@ def pytest_generate_tests(metafunc):
         for name in marker.args:
             assert name in ALL_EXECUTORS
             kinds.pop(name, None)
-    metafunc.parametrize("kind", kinds)
+    metafunc.parametrize("executor_kind", kinds)
 
 
 @pytest.fixture
-def make_executor(kind):
+def make_executor(executor_kind):
     """A function that makes executors, shut down after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(max_workers=2, **kwargs):
-            return stack.enter_context(EXECUTORS[kind](max_workers, **kwargs))
+            return stack.enter_context(EXECUTORS[executor_kind](max_workers, **kwargs))
 
         yield make
 
@@ -232,10 +221,10 @@ def _shared_executors():
 
 
 @pytest.fixture
-def executor(_shared_executors, kind, make_executor):
+def executor(_shared_executors, executor_kind, make_executor):
     """An executor of two workers; those with processes are shared between tests."""
-    if kind in ("spawn", "fork"):
-        return _shared_executors(kind)
+    if executor_kind in ("spawn", "fork"):
+        return _shared_executors(executor_kind)
     return make_executor()
 
 

@@ -211,7 +211,7 @@ def test_maps_interleaved(executor):
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 1000])
-def test_map_read_after_the_with_block(kind, make_executor, count):
+def test_map_read_after_the_with_block(executor_kind, make_executor, count):
     executor = make_executor()
     with executor:
         results = executor.map(square, range(count))
@@ -238,7 +238,7 @@ def test_initializer(make_executor):
 
 
 @pytest.mark.not_on("interpreters", reason="it finds out in the worker")
-def test_initializer_must_be_callable(kind, make_executor):
+def test_initializer_must_be_callable(executor_kind, make_executor):
     with pytest.raises(TypeError, match="initializer must be a callable"):
         make_executor(initializer=123)
 
@@ -274,12 +274,12 @@ def test_failing_initializer(make_executor, initializer, initargs):
 
 
 @pytest.mark.parametrize("number", [0, -1])
-def test_max_workers_too_small(kind, make_executor, number):
+def test_max_workers_too_small(executor_kind, make_executor, number):
     with pytest.raises(ValueError, match="max_workers must be greater than 0"):
         make_executor(number)
 
 
-def test_max_workers_not_a_number(kind, make_executor):
+def test_max_workers_not_a_number(executor_kind, make_executor):
     with pytest.raises(TypeError):
         make_executor("2")
 
