@@ -961,6 +961,7 @@ cdef class _Notifier:
         cdef si_ret st
         cdef int64_t deadline
         cdef si_cq *cq = self.cq
+        si_name_thread(b"subinterp-notif")
         si_cq_retain(cq)
         try:
             while True:

@@ -239,6 +239,7 @@ cdef extern from "si_channel.h" nogil:
 
 cdef extern from "si_process.h" nogil:
     bint si_is_main_thread()
+    void si_name_thread(const char *name)
     void si_store_cost(si_function *f, int64_t cost)
     int64_t si_load_cost(si_function *f)
     void si_store_refs(si_task *t, int refs)

@@ -164,6 +164,14 @@ def boot(
     _open_streams(payload["streams"], emit)
 
 
+def _pattern(text: "str | None", flags: "int | None") -> "Any":
+    if flags is None:
+        return text  # None, or the plain string of a built-in filter
+    import re
+
+    return re.compile(text, flags)
+
+
 def _set_filters(filters: "list[tuple[Any, ...]]") -> None:
     import warnings as _warnings
 
@@ -174,16 +182,8 @@ def _set_filters(filters: "list[tuple[Any, ...]]") -> None:
             category = resolve(module, name)
         except Exception:
             continue  # its module cannot be imported here: it cannot occur either
-        if message is not None or in_module is not None:
-            import re
         rebuilt.append(
-            (
-                action,
-                None if message is None else re.compile(message, flags),
-                category,
-                None if in_module is None else re.compile(in_module, in_flags),
-                lineno,
-            )
+            (action, _pattern(message, flags), category, _pattern(in_module, in_flags), lineno)
         )
     if hasattr(warnings, "_filters_mutated_lock_held"):  # 3.14 and later
         with warnings._lock:

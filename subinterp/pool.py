@@ -129,10 +129,9 @@ def _warning_filters() -> list[tuple[Any, ...]] | None:
     """Return the warning filters in force as plain values; None: the usual ones."""
     import warnings
 
-    def pattern(p: Any) -> tuple[str | None, int]:
-        if p is None:
-            return None, 0
-        return (p, 0) if isinstance(p, str) else (p.pattern, p.flags)
+    def pattern(p: Any) -> tuple[str | None, int | None]:
+        """Text and flags; no flags: a plain string, as the built-in filters have."""
+        return (p, None) if p is None or isinstance(p, str) else (p.pattern, p.flags)
 
     filters = []
     in_force: Any = warnings.filters
@@ -157,11 +156,11 @@ def _warning_filters() -> list[tuple[Any, ...]] | None:
 # What an interpreter has at its start, unless it was told otherwise.
 _INITIAL_FILTERS: list[tuple[Any, ...]] = (
     [
-        ("default", None, 0, "builtins", "DeprecationWarning", "__main__", 0, 0),
-        ("ignore", None, 0, "builtins", "DeprecationWarning", None, 0, 0),
-        ("ignore", None, 0, "builtins", "PendingDeprecationWarning", None, 0, 0),
-        ("ignore", None, 0, "builtins", "ImportWarning", None, 0, 0),
-        ("ignore", None, 0, "builtins", "ResourceWarning", None, 0, 0),
+        ("default", None, None, "builtins", "DeprecationWarning", "__main__", None, 0),
+        ("ignore", None, None, "builtins", "DeprecationWarning", None, None, 0),
+        ("ignore", None, None, "builtins", "PendingDeprecationWarning", None, None, 0),
+        ("ignore", None, None, "builtins", "ImportWarning", None, None, 0),
+        ("ignore", None, None, "builtins", "ResourceWarning", None, None, 0),
     ]
     if not sys.warnoptions
     else []

@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -63,6 +64,15 @@ int si_usable_cores(void)
     }
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (int)n : 1;
+}
+
+void si_expect_large(void *p, size_t n)
+{
+    const uintptr_t huge = 2u << 20;
+    if (n < 2 * huge)
+        return;
+    uintptr_t from = ((uintptr_t)p + huge - 1) & ~(huge - 1), to = ((uintptr_t)p + n) & ~(huge - 1);
+    (void)madvise((void *)from, to - from, MADV_HUGEPAGE);
 }
 
 void si_set_spin(int64_t ns)

@@ -99,6 +99,10 @@ extern _Atomic int64_t si_spin_max;
 /* Processors this process may use when the library was loaded. */
 extern int si_cores;
 
+/* Fresh memory that is about to be filled: large pages where the system gives
+ * them on request, since page faults cost more than the copy. */
+void si_expect_large(void *p, size_t n);
+
 void si_set_spin(int64_t ns);
 int si_usable_cores(void);
 

@@ -24,6 +24,7 @@ si_block *si_block_new(size_t size)
         free(b);
         return NULL;
     }
+    si_expect_large(b->data, size);
     return b;
 }
 

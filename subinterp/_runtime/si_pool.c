@@ -365,9 +365,14 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         return t;
 
     PyThreadState *ts = PyEval_SaveThread();
-    for (;;) {
+    /* Still set from the last wake, it would end the spin at once. What a late
+     * waker pushed is found under the lock below. */
+    atomic_store_explicit(&w->wake, 0, memory_order_relaxed);
+    for (bool woken = false;; woken = true) {
         si_maybe_delay();
-        spin_for_work(p, w);
+        /* After a sleep the work is there already: nothing to look for or learn. */
+        if (!woken)
+            spin_for_work(p, w);
         a = (after_unlock){0};
         si_lock(&p->mu);
         t = take_locked(p, w);
