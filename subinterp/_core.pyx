@@ -803,7 +803,31 @@ cdef class FutureCore:
         return self.value
 
     def exception(self, timeout=None):
-        """Return the exception the call raised, or None; otherwise as `result`."""
+        """Return the exception the call raised, or None, waiting if need be.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most; None: no limit.
+
+        Returns
+        -------
+        BaseException or None
+            With the worker's traceback as its cause; the same object each time.
+
+        Raises
+        ------
+        concurrent.futures.CancelledError
+            If the future was cancelled.
+        TimeoutError
+            If the call was not complete in time.
+        PoolDeadlockError
+            If this is a worker of the same pool and none is left to run it.
+
+        Notes
+        -----
+        Blocks with the interpreter's lock released.
+        """
         self._await(timeout)
         if self.word() == SI_CANCELLED:
             from concurrent.futures import CancelledError
@@ -812,19 +836,30 @@ cdef class FutureCore:
         return self.value if self.decoded == 2 else None
 
     def done(self):
-        """Return True if the call is complete or was cancelled."""
+        """Return True if the call is complete or was cancelled. Does not block."""
         return self.word() >= SI_DONE
 
     def running(self):
-        """Return True if a worker runs the call now."""
+        """Return True if a worker runs the call now. Does not block."""
         return self.word() == SI_RUNNING
 
     def cancelled(self):
-        """Return True if the call was cancelled."""
+        """Return True if the call was cancelled. Does not block."""
         return self.word() == SI_CANCELLED
 
     def cancel(self):
-        """Cancel the call unless it has been started; True if it is cancelled."""
+        """Cancel the call, unless a worker has begun it.
+
+        Returns
+        -------
+        bool
+            True if the call is cancelled, now or before.
+
+        Notes
+        -----
+        Does not wait for a worker. If somebody observes the future, callbacks
+        run in this thread.
+        """
         cdef uint32_t before, state
         if self.word() >= SI_DONE:
             return self.word() == SI_CANCELLED
@@ -849,8 +884,16 @@ cdef class FutureCore:
     def add_done_callback(self, fn):
         """Call ``fn(future)`` when the call is complete or cancelled.
 
-        It runs in a thread of this interpreter (the notifier, or the one that
-        cancels); at once if the future is done. Its exceptions are logged.
+        Parameters
+        ----------
+        fn : callable
+            Called with the future; exceptions it raises are logged.
+
+        Notes
+        -----
+        Does not block. The callback runs in a thread of this interpreter: the
+        notifier's, or the one that cancels; in this one, at once, if the future
+        is done.
         """
         with self._condition:
             if not self.published:
@@ -1453,6 +1496,13 @@ cdef class PoolCore:
         Workers that do not exist yet are started. A busy worker answers when
         its task is done.
 
+        Parameters
+        ----------
+        fn : callable
+            As for `submit`.
+        *args, **kwargs
+            As for `submit`; each worker gets a copy of its own.
+
         Returns
         -------
         list
@@ -1463,6 +1513,8 @@ cdef class PoolCore:
         BaseException
             The first exception that a call raised, after all are complete;
             otherwise as `submit`.
+        RuntimeError
+            If this is a worker of the same pool, or the pool was shut down.
 
         Notes
         -----
@@ -2315,7 +2367,8 @@ cdef class ChannelEnd:
 
         When the last sending handle goes, receivers drain what is left and
         then get ChannelClosed; when the last receiving handle goes, what is
-        left is dropped and senders get ChannelClosed.
+        left is dropped and senders get ChannelClosed. Whoever waits through
+        this very end, in another thread, gets ChannelClosed at once.
         """
         if self.handle.channel != NULL:
             self._drop()
@@ -2336,7 +2389,7 @@ cdef class ChannelEnd:
         return self.handle.channel.maxsize
 
     def qsize(self):
-        """Return how many messages wait in the channel."""
+        """Return how many messages wait in the channel, at this moment."""
         return si_channel_size(self.handle.channel)
 
     def __len__(self):
@@ -2346,7 +2399,18 @@ cdef class ChannelEnd:
         return True
 
     def clone(self):
-        """Return another handle on the same end."""
+        """Return another handle on the same end.
+
+        Returns
+        -------
+        SendChannel or RecvChannel
+            To be closed by itself; the channel's side stays open until all are.
+
+        Raises
+        ------
+        ChannelClosed
+            If this end is closed.
+        """
         self._need_open()
         _check_channel(si_channel_add_handle(self.handle.channel, self.handle.side, False),
                        self.handle.side)
@@ -2462,7 +2526,26 @@ cdef class SendEnd(ChannelEnd):
         return 0
 
     def send_nowait(self, obj, /):
-        """Send a copy of an object; raises ChannelFull instead of waiting."""
+        """Send a copy of an object, or raise instead of waiting.
+
+        Parameters
+        ----------
+        obj : object
+            Anything that can be pickled; buffers are copied once.
+
+        Raises
+        ------
+        ChannelFull
+            If the channel has no room; the object stays with the caller.
+        ChannelClosed
+            If this end is closed or nobody can receive any more.
+        NotSendableError
+            If the object cannot be sent; names the part of it.
+
+        Notes
+        -----
+        Does not block.
+        """
         cdef si_msg msg
         cdef si_ret st
         self._need_open()
@@ -2559,7 +2642,24 @@ cdef class RecvEnd(ChannelEnd):
         return si_channel_try_recv(self.handle.channel, msg)
 
     def recv_nowait(self):
-        """Receive a message; raises ChannelEmpty instead of waiting."""
+        """Receive the next message, or raise instead of waiting.
+
+        Returns
+        -------
+        object
+            Made in this interpreter, which owns it.
+
+        Raises
+        ------
+        ChannelEmpty
+            If there is no message now.
+        ChannelClosed
+            If this end is closed, or the channel is empty and nobody can send.
+
+        Notes
+        -----
+        Does not block.
+        """
         cdef si_msg msg
         cdef si_ret st = self._try(&msg)
         if st != SI_OK:
@@ -2828,10 +2928,24 @@ def abandon_workers(double grace):
 
 
 def set_spin_time(double seconds):
-    """Set how long waits spin before they sleep, in seconds; 0: not at all.
+    """Set how long waits look for what they wait for before they sleep.
 
-    For the whole process. The default is 50 microseconds, or 0 on one core.
-    Waits learn to spin less where it does not help.
+    Parameters
+    ----------
+    seconds : float
+        At most 1. 0: sleep at once. The default is 50 microseconds, or 0 where
+        the process may use one processor only.
+
+    Raises
+    ------
+    ValueError
+        If `seconds` is not between 0 and 1.
+
+    Notes
+    -----
+    It holds for the whole process, from the next wait on. Waits learn to spin
+    less where it does not help, and idle workers do not spin where there are
+    more workers than processors.
     """
     if not 0 <= seconds <= 1:
         raise ValueError("seconds must be between 0 and 1")

@@ -104,8 +104,15 @@ def create_channel(maxsize: int = 0) -> tuple[RecvChannel, SendChannel]:
 
     Raises
     ------
+    TypeError
+        If `maxsize` is not an integer.
     ValueError
         If `maxsize` is negative.
+
+    Notes
+    -----
+    Messages belong to no interpreter: they outlive the one that sent them, and
+    are freed when they are received, or when the last receiving end is closed.
     """
     if not isinstance(maxsize, int):
         raise TypeError(f"maxsize must be an integer, not {type(maxsize).__name__}")
@@ -136,6 +143,8 @@ def select(*channels: RecvChannel, timeout: float | None = None) -> tuple[RecvCh
         while others live.
     RecvTimeout
         If no message came in time.
+    TypeError
+        If there is no channel, or something else than a receiving end.
 
     Notes
     -----

@@ -42,7 +42,13 @@ class RemoteError(SubinterpError):
 
 
 class RemoteTraceback(Exception):
-    """The traceback of a worker as text; shown as the cause of its exception."""
+    """The traceback of a worker as text; shown as the cause of its exception.
+
+    Attributes
+    ----------
+    text : str
+        The traceback as the worker would have printed it.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -104,7 +104,20 @@ class Interpreter:
         return _by_id, (self._interp_id,)
 
     def is_running(self) -> bool:
-        """Return True if the interpreter is executing something."""
+        """Return True if the interpreter is executing something.
+
+        For one that was not made here, only the main and the current
+        interpreter are known to be running.
+
+        Raises
+        ------
+        InterpreterNotFoundError
+            If it was closed, or has ended.
+
+        Notes
+        -----
+        Does not block.
+        """
         if self._pool is None:
             self._exists()
             return self._interp_id in (0, _core.current_interpreter_id())
@@ -173,7 +186,11 @@ class Interpreter:
         ExecutionFailed
             If the code raised; the exception is its cause.
         InterpreterError
-            If the interpreter runs already.
+            If the interpreter runs already, or was not made by `create` here.
+        InterpreterNotFoundError
+            If it was closed.
+        TypeError
+            If `code` is something else.
 
         Notes
         -----
@@ -197,6 +214,18 @@ class Interpreter:
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function in the interpreter and return its result.
 
+        Parameters
+        ----------
+        fn : callable
+            Importable functions travel by name, others by value.
+        *args, **kwargs
+            Copied, as arguments of a task are.
+
+        Returns
+        -------
+        object
+            Made in the calling interpreter, which owns it.
+
         Raises
         ------
         ExecutionFailed
@@ -204,7 +233,9 @@ class Interpreter:
         NotSendableError
             If the function or an argument cannot be sent.
         InterpreterError
-            If the interpreter runs already.
+            If the interpreter runs already, or was not made by `create` here.
+        InterpreterNotFoundError
+            If it was closed.
 
         Notes
         -----
@@ -216,9 +247,24 @@ class Interpreter:
     def call_in_thread(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> threading.Thread:
-        """Call a function in the interpreter and return the thread that waits for it.
+        """Call a function in the interpreter, and let a thread wait for it.
 
-        The result is dropped; an exception goes to `threading.excepthook`.
+        Parameters
+        ----------
+        fn : callable
+            As for `call`.
+        *args, **kwargs
+            As for `call`.
+
+        Returns
+        -------
+        threading.Thread
+            A started thread of the calling interpreter. The result is dropped;
+            what `call` would raise goes to `threading.excepthook`.
+
+        Notes
+        -----
+        Does not block.
         """
         thread = threading.Thread(
             target=self._call, args=(fn, args, kwargs), name=f"interpreter-{self._interp_id}"
@@ -330,7 +376,14 @@ def _by_id(interp_id: int) -> Interpreter:
 
 
 def list_all() -> list[Interpreter]:
-    """Return every interpreter of the process, oldest first."""
+    """Return every interpreter of the process.
+
+    Returns
+    -------
+    list of Interpreter
+        Oldest first, workers' interpreters and those made by others included;
+        only those that `create` made in this interpreter can be run or closed.
+    """
     ids = _core.interpreter_ids()
     if ids is None:
         # The runtime's layout was not recognised: at least those known here.
@@ -355,6 +408,16 @@ def is_shareable(obj: object) -> bool:
     That is None, bool, int, float, complex, str, bytes, tuples of these,
     memoryview, SharedBuffer and channel ends. Anything else that pickle or
     cloudpickle takes can be sent as well, as a copy.
+
+    Parameters
+    ----------
+    obj : object
+        Looked at, not sent.
+
+    Returns
+    -------
+    bool
+        A tuple is shareable if all of its items are.
     """
     if obj is None or type(obj) in (bool, int, float, complex, str, bytes):
         return True

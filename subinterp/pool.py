@@ -229,6 +229,8 @@ class InterpreterPool(_core.PoolCore, Executor):
 
     Raises
     ------
+    TypeError
+        If a number is not an integer, or `initializer` is not callable.
     ValueError
         If a number is out of range.
     NotSendableError
@@ -345,9 +347,33 @@ class InterpreterPool(_core.PoolCore, Executor):
     ) -> Iterator[_T]:
         """Apply a function to the items of an iterable, results as they come.
 
-        As `map`, but results are yielded chunk by chunk as workers complete
-        them, and an item that raised does not end the iterator: ``next``
-        raises its exception, and the one after it goes on.
+        Parameters
+        ----------
+        fn : callable
+            Called with one item.
+        iterable : iterable
+            Read as far as the bound on what is in flight allows.
+        chunksize : int, optional
+            Items sent to a worker at a time. None: chosen from the time that
+            earlier items took.
+
+        Returns
+        -------
+        iterator
+            Results, chunk by chunk as workers complete them, in order within a
+            chunk. An item that raised does not end it: ``next`` raises its
+            exception, and the one after it goes on.
+
+        Raises
+        ------
+        NotSendableError
+            If an item cannot be sent; names it.
+        BaseException
+            From the iterator, what a call raised.
+
+        Notes
+        -----
+        Reading a result blocks, with the interpreter's lock released.
         """
         _check_positive("chunksize", chunksize)
         return self._map(fn, (iterable,), None, chunksize, None, False, True)
@@ -358,10 +384,33 @@ class InterpreterPool(_core.PoolCore, Executor):
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
     ) -> list[_T]:
-        """Apply a function to argument tuples; returns the list of results.
+        """Apply a function to argument tuples, as `multiprocessing.Pool.starmap`.
 
-        As `multiprocessing.Pool.starmap`: ``[fn(*args) for args in iterable]``,
-        in parallel. Blocks until all results are there; otherwise as `map`.
+        Parameters
+        ----------
+        fn : callable
+            Called as ``fn(*args)``.
+        iterable : iterable of iterables
+            The arguments of each call.
+        chunksize : int, optional
+            Calls sent to a worker at a time. None: chosen from the time that
+            earlier ones took.
+
+        Returns
+        -------
+        list
+            ``[fn(*args) for args in iterable]``, computed in parallel.
+
+        Raises
+        ------
+        NotSendableError
+            If an argument cannot be sent; names it.
+        BaseException
+            What the first call that failed raised; chunks not begun are cancelled.
+
+        Notes
+        -----
+        Blocks until all results are there, with the interpreter's lock released.
         """
         _check_positive("chunksize", chunksize)
         return list(self._map(fn, (iterable,), None, chunksize, None, True, False))
@@ -377,10 +426,17 @@ class InterpreterPool(_core.PoolCore, Executor):
         cancel_futures : bool
             Cancel the tasks that no worker has begun.
 
+        Raises
+        ------
+        RuntimeError
+            If a task would wait for the end of the pool that runs it; the pool
+            takes no more tasks all the same.
+
         Notes
         -----
-        Idempotent. With ``wait=False`` the program still waits for the pool's
-        tasks when it ends, except if `cancel_futures` is true as well.
+        Idempotent. Waits with the interpreter's lock released. With
+        ``wait=False`` the program still waits for the pool's tasks when it
+        ends, except if `cancel_futures` is true as well.
         """
         self._close(cancel_futures, cancel_futures and not wait)
         if wait:
