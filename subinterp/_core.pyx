@@ -58,6 +58,12 @@ cdef extern from *:
     object si_new_instance(object type, object empty)
 
 
+cdef object _address(obj):
+    """What `id` gives. (Cython keeps the builtins a module calls in process-wide
+    pointers, which the interpreter that loaded the module last has set.)"""
+    return <Py_ssize_t><void *>obj
+
+
 # ---- statuses and waiting ------------------------------------------------------
 
 cdef object _errors():
@@ -162,6 +168,8 @@ cdef class MessageBuffer:
             si_block_release(self.block)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.block == NULL:
+            raise BufferError("this buffer was not received from anybody")
         PyBuffer_FillInfo(view, self, self.block.data, <Py_ssize_t>self.block.size,
                           self.block.readonly, flags)
 
@@ -597,6 +605,7 @@ cdef class FutureCore:
     cdef object condition
     cdef list waiters, callbacks
     cdef char decoded           # 0 no, 1 result, 2 exception
+    cdef object decoder         # while it is made: (thread, Event or None for who else asks)
     cdef bint observed, published
 
     def __dealloc__(self):
@@ -605,7 +614,9 @@ cdef class FutureCore:
         if self.pool != NULL:
             si_pool_release(self.pool)
 
-    cdef uint32_t word(self):
+    cdef uint32_t word(self) except? 255:
+        if self.task == NULL:
+            raise TypeError("futures are made by a pool")
         if self.task.generation != si_generation() and si_task_orphan(
             self.task, b"the task was under way in the parent of this forked process"
         ):
@@ -662,31 +673,41 @@ cdef class FutureCore:
         return 0
 
     cdef int _observe(self) except -1:
+        """Give the future its condition, and have its end posted."""
         import threading
+        ensure = False
+        condition = threading.Condition()
+        # Held until all is set, so that nobody sees a half-observed future;
+        # making it may have let another thread in, which was first then.
+        with condition:
+            if self.condition is not None:
+                return 0
+            self.waiters = []
+            self.callbacks = []
+            self.condition = condition
+            ensure = self._ask_for_post()
+        if ensure:
+            _notifier(self.context).ensure()
+        return 0
+
+    cdef bint _ask_for_post(self) except -1:
+        """True: the task will be posted."""
         cdef _Notifier notifier
-        cdef uint32_t word
-        self.waiters = []
-        self.callbacks = []
-        self.condition = threading.Condition()
         if self.word() >= SI_DONE:
             self.observed = self.published = True
-            return 0
+            return False
         notifier = _notifier(self.context)
         notifier.outstanding += 1
         # The task keeps the future until it is posted.
         Py_INCREF(self)
         self.task.observer = <PyObject *>self
         self.observed = True
-        word = si_task_observe(self.task, notifier.cq)
-        if SI_IS_FINAL(word):
-            # Nothing will be posted.
-            notifier.outstanding -= 1
-            self.published = True
-            self.task.observer = NULL
-            Py_DECREF(self)
-        else:
-            notifier.ensure()
-        return 0
+        if not SI_IS_FINAL(si_task_observe(self.task, notifier.cq)):
+            return True
+        # It came to its end meanwhile: nothing will be posted.
+        self.published = True
+        self._unobserve()
+        return False
 
     cdef int _publish(self) except -1:
         """Tell those who wait through the condition; called once the task is final."""
@@ -718,36 +739,61 @@ cdef class FutureCore:
         return 0
 
     cdef int _decode(self) except -1:
-        """Make the outcome a Python object, once."""
-        cdef uint32_t w
+        """Make the outcome a Python object, once: loading may run Python code,
+        and with it another thread that asks for the same."""
+        cdef si_msg msg
         if self.decoded:
             return 0
         _drain_output(self.pool)
-        w = self.word()
+        while not self.decoded and self.decoder is not None:
+            self._await_decoder()
+        if self.decoded:
+            return 0
+        import _thread
+        self.decoder = [_thread.get_ident(), None]
+        si_msg_init(&msg)
+        si_msg_move(&msg, &self.task.msg)
+        try:
+            self._decode_message(self.word(), &msg)
+        except Exception as exc:
+            self.value = exc
+            self.decoded = 2
+        finally:
+            si_msg_clear(&msg)
+            decoder = self.decoder
+            self.decoder = None
+            if decoder[1] is not None:
+                decoder[1].set()
+        return 0
+
+    cdef int _decode_message(self, uint32_t w, si_msg *msg) except -1:
         if w == SI_DONE:
-            try:
-                value = si_value_decode(self.context.cx, &self.task.msg, False)
-            except Exception as exc:
-                if self.decoded:
-                    return 0
-                self.value = exc
-                self.decoded = 2
-            else:
-                self.value = value
-                self.decoded = 1
-        elif w == SI_FAILED:
-            self.value = _failure(self.context.cx, &self.task.msg)
-            self.decoded = 2
+            self.value = si_value_decode(self.context.cx, msg, False)
+            self.decoded = 1
+            return 0
+        if w == SI_FAILED:
+            value = _failure(self.context.cx, msg)
         else:
-            self.value = _broken(self.pool, PyBytes_FromStringAndSize(
-                self.task.msg.data, <Py_ssize_t>self.task.msg.len))
-            self.decoded = 2
-        si_msg_clear(&self.task.msg)
+            value = _broken(self.pool, PyBytes_FromStringAndSize(msg.data, <Py_ssize_t>msg.len))
+        self.value = value
+        self.decoded = 2
+        return 0
+
+    cdef int _await_decoder(self) except -1:
+        import _thread
+        decoder = self.decoder
+        if decoder[0] == _thread.get_ident():
+            raise RuntimeError("loading a future's result asks for the same result")
+        if decoder[1] is None:
+            import threading
+            event = threading.Event()
+            if self.decoder is decoder and decoder[1] is None:
+                decoder[1] = event
+        if self.decoder is decoder:
+            decoder[1].wait()
         return 0
 
     cdef int _await(self, timeout) except -1:
-        if self.task == NULL:
-            raise TypeError("futures are made by a pool")
         if self.word() >= SI_DONE:
             return 0
         if _wait_task(self.pool, self.task, _deadline(timeout)):
@@ -922,7 +968,7 @@ cdef class FutureCore:
     def __repr__(self):
         state = self._state
         names = {"CANCELLED_AND_NOTIFIED": "cancelled"}
-        text = f"<{type(self).__name__} at {id(self):#x} state={names.get(state, state.lower())}"
+        text = f"<{type(self).__name__} at {_address(self):#x} state={names.get(state, state.lower())}"
         if self.decoded == 1:
             text += f" returned {type(self.value).__name__}"
         elif self.decoded == 2:
@@ -1004,6 +1050,8 @@ cdef class _Notifier:
         cdef si_ret st
         cdef int64_t deadline
         cdef si_cq *cq = self.cq
+        if cq == NULL:
+            raise TypeError("notifiers are made by futures")
         si_name_thread(b"subinterp-notif")
         si_cq_retain(cq)
         try:
@@ -1072,7 +1120,8 @@ cdef class _PoolHandle:
     cdef si_pool *pool
 
     def __dealloc__(self):
-        si_pool_release(self.pool)
+        if self.pool != NULL:
+            si_pool_release(self.pool)
 
 
 class _Unraisable:
@@ -1150,7 +1199,12 @@ def _unchanging(obj, int depth=0):
     if obj is None or cls in _PLAIN:
         return True
     if cls is tuple:
-        return depth < 4 and all([_unchanging(o, depth + 1) for o in obj])
+        if depth >= 4:
+            return False
+        for o in obj:
+            if not _unchanging(o, depth + 1):
+                return False
+        return True
     return False
 
 
@@ -1196,7 +1250,7 @@ def importable(obj):
 cdef bint _look(fn, bint root, list sources, set seen) except -1:
     """Note what fn's pickle is made from; False if that may change unseen."""
     cdef _Source source = _Source.__new__(_Source)
-    seen.add(id(fn))
+    seen.add(_address(fn))
     if fn.__kwdefaults__ is not None or fn.__dict__ or not _unchanging(fn.__defaults__):
         return False
     source.fn = None if root else fn
@@ -1212,7 +1266,7 @@ cdef bint _look(fn, bint root, list sources, set seen) except -1:
     source.values = tuple([namespace.get(name, _EMPTY) for name in source.names])
     sources.append(source)
     for value in (source.cells or ()) + source.values:
-        if value is _EMPTY or _unchanging(value) or id(value) in seen:
+        if value is _EMPTY or _unchanging(value) or _address(value) in seen:
             continue
         if PyModule_Check(value):
             if getattr(value, "__spec__", None) is None:
@@ -1350,7 +1404,7 @@ cdef class PoolCore:
         return 0
 
     cdef FunctionRef _by_value(self, fn):
-        cdef _ByValue known = self.by_value.get(id(fn))
+        cdef _ByValue known = self.by_value.get(_address(fn))
         cdef si_msg msg
         cdef list sources
         if known is not None:
@@ -1371,8 +1425,8 @@ cdef class PoolCore:
                 if len(self.by_value) >= 512:
                     self.by_value.clear()
                 known = _ByValue.__new__(_ByValue)
-                known.ref = PyWeakref_NewRef(fn, _Forget(self.by_value, id(fn)))
-                self.by_value[id(fn)] = known
+                known.ref = PyWeakref_NewRef(fn, _Forget(self.by_value, _address(fn)))
+                self.by_value[_address(fn)] = known
             if known.function is None or not _same_bytes(&msg, known.function.f):
                 known.function = _function_ref(&msg, False)
             known.sources = sources
@@ -1789,6 +1843,8 @@ cdef class MapIterator:
     cdef Py_ssize_t length      # of the input if known, else -1
     cdef Py_ssize_t n_read
     cdef bint star, unordered, exhausted, closed, started, learned
+    cdef bint busy              # a thread is in __next__
+    cdef bint reading           # ... and reads the input
     # chunks in flight, oldest first: a ring
     cdef si_task **ring
     cdef Py_ssize_t ring_size, ring_head, ring_len
@@ -1819,8 +1875,8 @@ cdef class MapIterator:
             return      # its construction failed
         if not self.started and not self.closed:
             self._feed_rest(False)
-        elif not self.closed:
-            self.close()
+        else:
+            self._stop()
 
     def __iter__(self):
         return self
@@ -1856,7 +1912,7 @@ cdef class MapIterator:
         self.function = owner._function(fn)
         if self.function is None:
             self.function = self._one_map_function()
-        owner.maps[id(self)] = PyWeakref_NewRef(self, _ForgetMap(owner.maps, id(self)))
+        owner.maps[_address(self)] = PyWeakref_NewRef(self, _ForgetMap(owner.maps, _address(self)))
         self._fill()
         if not self.exhausted and not self.chunksize and not self._cost():
             self._first_look()
@@ -1961,7 +2017,11 @@ cdef class MapIterator:
             t.arity = <unsigned char>(SI_ARITY_STAR if self.star else len(self.inputs))
             si_function_retain(self.function.f)
             t.function = self.function.f
-            self._read_items(t, wanted)
+            self.reading = True
+            try:
+                self._read_items(t, wanted)
+            finally:
+                self.reading = False
         except BaseException:
             si_task_free(t)
             # The input is not asked again after it raised.
@@ -2147,7 +2207,7 @@ cdef class MapIterator:
 
         Only input of a known and sane length: an endless one would never let go.
         """
-        if cancel or self.buffersize or not 0 <= self.length - self.n_read <= REST_ITEMS:
+        if self.reading or cancel or self.buffersize or not 0 <= self.length - self.n_read <= REST_ITEMS:
             return
         while not self.exhausted and not self.closed:
             self._send_chunk(max(self._chunk_items(), 1))
@@ -2155,7 +2215,17 @@ cdef class MapIterator:
     # ---- results ------------------------------------------------------------------
 
     def __next__(self):
-        cdef PyObject *value
+        if self.owner is None:
+            raise TypeError("made by a pool's map")
+        if self.busy:
+            raise ValueError("another thread is reading from this map")
+        self.busy = True
+        try:
+            return self._next()
+        finally:
+            self.busy = False
+
+    cdef object _next(self):
         self.started = True
         while True:
             if self.left > 0:
@@ -2173,7 +2243,7 @@ cdef class MapIterator:
             except StopIteration:
                 raise
             except BaseException:
-                self.close()
+                self._stop()
                 raise
 
     cdef object _item(self):
@@ -2211,7 +2281,7 @@ cdef class MapIterator:
         except Exception as problem:
             exc = _errors().RemoteError(f"a worker's exception could not be read: {problem!r}")
         if not self.unordered:
-            self.close()
+            self._stop()
         try:
             raise exc
         finally:
@@ -2290,14 +2360,19 @@ cdef class MapIterator:
 
     cdef int _finish(self) except -1:
         self.closed = True
-        self.owner.maps.pop(id(self), None)
+        self.owner.maps.pop(_address(self), None)
         return 0
 
     def close(self):
         """Stop: chunks that no worker has begun are cancelled. Idempotent."""
+        if self.busy:
+            raise ValueError("another thread is reading from this map")
+        self._stop()
+
+    cdef int _stop(self) except -1:
         cdef si_task *t
         if self.closed:
-            return
+            return 0
         self._finish()
         self.left = 0
         self.inputs = []
@@ -2305,6 +2380,7 @@ cdef class MapIterator:
             t = self._pop_ring()
             si_task_cancel(t)
             si_task_release(t)
+        return 0
 
 
 cdef class _ForgetMap:
@@ -2342,6 +2418,14 @@ cdef class ChannelEnd:
     cdef si_context *cx
     cdef bint open              # not closed by this object
     cdef object __weakref__
+
+    def __init__(self):
+        raise TypeError("channel ends are made by create_channel")
+
+    cdef int _need_made(self) except -1:
+        if self.handle.channel == NULL:
+            raise TypeError("channel ends are made by create_channel")
+        return 0
 
     def __dealloc__(self):
         if self.handle.channel != NULL:
@@ -2381,18 +2465,22 @@ cdef class ChannelEnd:
     @property
     def id(self):
         """Number of the channel in this process."""
+        self._need_made()
         return self.handle.channel.id
 
     @property
     def maxsize(self):
         """Messages the channel holds at most; 0: no limit."""
+        self._need_made()
         return self.handle.channel.maxsize
 
     def qsize(self):
         """Return how many messages wait in the channel, at this moment."""
+        self._need_made()
         return si_channel_size(self.handle.channel)
 
     def __len__(self):
+        self._need_made()
         return si_channel_size(self.handle.channel)
 
     def __bool__(self):
@@ -2437,9 +2525,11 @@ cdef class ChannelEnd:
         return o.handle.channel == self.handle.channel and o.handle.side == self.handle.side
 
     def __hash__(self):
+        self._need_made()
         return hash((self.handle.channel.id, <int>self.handle.side))
 
     def __repr__(self):
+        self._need_made()
         state = f"{si_channel_size(self.handle.channel)} waiting" if self.open else "closed"
         return f"<{type(self).__name__} {self.handle.channel.id} ({state})>"
 
@@ -2771,7 +2861,9 @@ cdef class AsyncWait:
     cdef int _told(self) except -1:
         told = self.told
         self._release()
-        told()
+        if told() is False:
+            # Its event loop is gone: somebody else may want the message.
+            si_async_pass_on(self.a)
         return 0
 
     def cancel(self):
@@ -2904,7 +2996,7 @@ def interpreter_ids():
         return None
     with nogil:
         n = si_runtime_list(ids, 4096)
-    return [ids[i] for i in range(<Py_ssize_t>min(n, 4096))]
+    return [ids[i] for i in range(<Py_ssize_t>min(n, <size_t>4096))]
 
 
 def current_interpreter_id():
@@ -2974,3 +3066,6 @@ if si_python.init_module == NULL:
     si_python.encode = _hook_encode
     si_python.decode = _hook_decode
 preimport_datetime = bool(SI_PREIMPORT_DATETIME)
+if (<Context>_context).cx.interp_id == 0:
+    import os as _os
+    _os.register_at_fork(after_in_child=after_fork_in_child)

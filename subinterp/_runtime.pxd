@@ -235,6 +235,7 @@ cdef extern from "si_channel.h" nogil:
     void si_async_cancel(si_async *a, si_side side)
     si_async *si_async_new(si_channel *c, si_cq *cq)
     void si_async_release(si_async *a)
+    void si_async_pass_on(si_async *a)
     bint si_handle_claim_drop(si_handle *h)
     void si_handle_init(si_handle *h, si_channel *c, si_side side)
     bint si_handle_counted(si_handle *h)

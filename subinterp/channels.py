@@ -63,11 +63,12 @@ class RecvChannel(RecvEnd):
                 if not told.done():
                     told.set_result(None)
 
-            def wake(tell: Any = tell) -> None:
+            def wake(tell: Any = tell) -> bool:
                 try:
                     loop.call_soon_threadsafe(tell)
                 except RuntimeError:
-                    pass  # the loop is closed: nobody waits any more
+                    return False  # the loop is closed: nobody waits any more
+                return True
 
             wait = self._async_wait(wake)
             if wait is None:

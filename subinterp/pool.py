@@ -138,18 +138,10 @@ def _warning_filters() -> list[tuple[Any, ...]] | None:
     for action, message, category, module, lineno in in_force:
         text, flags = pattern(message)
         in_module, in_flags = pattern(module)
-        filters.append(
-            (
-                action,
-                text,
-                flags,
-                category.__module__,
-                category.__qualname__,
-                in_module,
-                in_flags,
-                lineno,
-            )
-        )
+        # One class, says the documentation; a tuple of them works as well.
+        for cls in category if isinstance(category, tuple) else (category,):
+            name = cls.__module__, cls.__qualname__
+            filters.append((action, text, flags, *name, in_module, in_flags, lineno))
     return None if filters == _INITIAL_FILTERS else filters
 
 
@@ -475,5 +467,4 @@ def _prepare_interpreter() -> None:
     threading._register_atexit(_core.close_pools_of_this_interpreter)  # type: ignore[attr-defined]
     if _core.current_interpreter_id() == 0:
         atexit.register(_core.abandon_workers, EXIT_GRACE)
-        os.register_at_fork(after_in_child=_core.after_fork_in_child)
     _prepared = True

@@ -112,6 +112,7 @@ static void unlist_link(si_channel *c, si_side side, si_link *l)
 typedef struct {
     si_word *word;
     si_async *async;
+    si_side side;
 } wake_up;
 
 /* Tell the first waiter of a side that has not been told elsewhere. Lock held. */
@@ -127,12 +128,14 @@ static wake_up tell_one(si_channel *c, si_side side)
             atomic_fetch_add_explicit(&async->refs, 1, memory_order_relaxed);
         if (atomic_compare_exchange_strong_explicit(&l->waiter->told, &no, l->index + 1,
                 memory_order_acq_rel, memory_order_relaxed))
-            return (wake_up){async ? NULL : &l->waiter->told, async};
+            return (wake_up){async ? NULL : &l->waiter->told, async, side};
         if (async)
             si_async_release(async);
     }
-    return (wake_up){NULL, NULL};
+    return (wake_up){NULL, NULL, side};
 }
+
+static void pass_on(si_channel *c, si_side side);
 
 /* The thread's word may be gone by now: waking an unknown address is harmless,
  * every sleeper checks its condition again. */
@@ -141,8 +144,11 @@ static void wake(wake_up w)
     si_maybe_delay();
     if (w.word)
         si_futex_wake(w.word, 1);
-    if (w.async && !si_cq_post(w.async->cq, &w.async->node))
+    if (w.async && !si_cq_post(w.async->cq, &w.async->node)) {
+        /* Its interpreter is ending: the next one hears of it instead. */
+        pass_on(w.async->channel, w.side);
         si_async_release(w.async);
+    }
 }
 
 static void tell_all(si_channel *c, si_side side)
@@ -266,7 +272,7 @@ si_ret si_channel_try_recv(si_channel *c, si_msg *m)
         c->n_spare++;
         item = NULL;
     }
-    wake_up w = {NULL, NULL};
+    wake_up w = {NULL, NULL, SI_SENDER};
     if (c->maxsize)
         w = tell_one(c, SI_SENDER);
     si_unlock(&c->mu);
@@ -287,7 +293,7 @@ static bool ready_locked(si_channel *c, si_side side)
 static void pass_on(si_channel *c, si_side side)
 {
     si_lock(&c->mu);
-    wake_up w = {NULL, NULL};
+    wake_up w = {NULL, NULL, SI_SENDER};
     if (ready_locked(c, side))
         w = tell_one(c, side);
     si_unlock(&c->mu);
@@ -439,6 +445,12 @@ void si_async_cancel(si_async *a, si_side side)
     si_unlock(&c->mu);
     if (atomic_load(&a->waiter.told))
         pass_on(c, side);
+}
+
+void si_async_pass_on(si_async *a)
+{
+    if (a->channel->generation == si_generation())
+        pass_on(a->channel, SI_RECEIVER);
 }
 
 void si_channels_after_fork(void)

@@ -111,6 +111,8 @@ si_ret si_async_register(si_async *a, si_handle *h);
 void si_async_cancel(si_async *a, si_side side);
 si_async *si_async_new(si_channel *c, si_cq *cq);
 void si_async_release(si_async *a);
+/* It was told but will not look: tell the next receiver. */
+void si_async_pass_on(si_async *a);
 
 static inline void si_handle_init(si_handle *h, si_channel *c, si_side side)
 {

@@ -144,11 +144,13 @@ void si_context_end(si_context *cx)
         if (h) {
             channel = h->channel;
             side = h->side;
+            /* The end may be collected as soon as the lock is released. */
+            si_channel_retain(channel);
         }
         si_unlock(&cx->mu);
         if (!h)
             break;
-        si_channel_drop_count(channel, side);
+        si_channel_drop_handle(channel, side);
     }
     if (cx->notices)
         si_cq_close(cx->notices);
@@ -207,6 +209,9 @@ void si_ledger_add(si_context *cx, si_handle *h)
         cx->ledger->prev = h;
     cx->ledger = h;
     si_unlock(&cx->mu);
+    /* An abandoned interpreter that still runs holds nothing any more. */
+    if (atomic_load(&cx->ended) && si_handle_claim_drop(h))
+        si_channel_drop_count(h->channel, h->side);
 }
 
 void si_ledger_remove(si_context *cx, si_handle *h)

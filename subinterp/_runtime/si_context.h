@@ -33,7 +33,7 @@ typedef struct si_context {
     _Atomic bool ended;             /* ended or abandoned */
     si_mutex mu;                    /* guards ledger */
     si_handle *ledger;
-    struct si_cq *notices;          /* completed tasks that Python observes; NULL until asked
+    _Atomic(struct si_cq *) notices;      /* completed tasks that Python observes; NULL until asked
                                        for; written under the interpreter's lock */
 
     /* The interpreter's own objects: touched under its lock only. */

@@ -189,6 +189,8 @@ static void choose(si_pool *p, after_unlock *a)
         a->start = add_worker(p);
 }
 
+static void worker_gone(si_pool *p, si_worker *w, bool replace);
+
 static void carry_out(si_pool *p, after_unlock *a)
 {
     if (a->wake)
@@ -198,7 +200,8 @@ static void carry_out(si_pool *p, after_unlock *a)
         bool none = p->n_alive <= 1;
         p->n_starting--;
         si_unlock(&p->mu);
-        si_pool_worker_gone(p, a->start);
+        /* No replacement: that would fail as well, and be tried for ever. */
+        worker_gone(p, a->start, false);
         si_worker_release(a->start);
         if (none)
             si_pool_break(p, "no thread could be started for a worker (out of memory or of threads)");
@@ -416,6 +419,19 @@ bool si_pool_is_over(si_pool *p, si_worker *w)
 
 void si_pool_worker_gone(si_pool *p, si_worker *w)
 {
+    worker_gone(p, w, true);
+}
+
+bool si_pool_counts(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    bool counted = w->counted;
+    si_unlock(&p->mu);
+    return counted;
+}
+
+static void worker_gone(si_pool *p, si_worker *w, bool replace)
+{
     si_lock(&p->mu);
     if (!w->counted) {
         si_unlock(&p->mu);
@@ -437,7 +453,8 @@ void si_pool_worker_gone(si_pool *p, si_worker *w)
     w->inbox_head = w->inbox_tail = NULL;
     /* What it leaves in the queue needs somebody else. */
     after_unlock a = {0};
-    choose(p, &a);
+    if (replace)
+        choose(p, &a);
     si_unlock(&p->mu);
     si_futex_wake(&p->alive, INT32_MAX);
     carry_out(p, &a);
@@ -717,7 +734,8 @@ void si_pool_output(si_pool *p, int stream, const char *data, size_t n)
 
 si_output *si_pool_take_output(si_pool *p)
 {
-    if (!atomic_load_explicit(&p->has_output, memory_order_acquire))
+    if (!atomic_load_explicit(&p->has_output, memory_order_acquire)
+        || p->generation != si_generation())
         return NULL;
     si_lock(&p->out_mu);
     si_output *o = p->out_head;

@@ -161,6 +161,8 @@ si_task *si_pool_next(si_pool *p, si_worker *w);
 bool si_pool_is_over(si_pool *p, si_worker *w);
 /* The worker ends or is left behind: it is not counted any more. */
 void si_pool_worker_gone(si_pool *p, si_worker *w);
+/* Nobody left this worker behind: it may go on. */
+bool si_pool_counts(si_pool *p, si_worker *w);
 si_ret si_worker_start(si_worker *w);
 void si_worker_release(si_worker *w);
 

@@ -223,6 +223,8 @@ void si_cq_nudge(si_cq *q)
 
 void si_cq_close(si_cq *q)
 {
+    if (q->generation != si_generation())
+        return;
     si_lock(&q->mu);
     si_node *node = q->head;
     q->head = q->tail = NULL;

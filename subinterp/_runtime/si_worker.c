@@ -822,7 +822,7 @@ static void *worker_main(void *arg)
             recycle = serve(w);
         }
         ended = made ? end_interpreter(w, recycle) : true;
-    } while (recycle && ended);
+    } while (recycle && ended && si_pool_counts(p, w));
     if (ended)
         atomic_store(&w->state, SI_W_ENDED);
     if (ended)
