@@ -284,7 +284,7 @@ def test_failed_send_keeps_the_object():
 
 
 def test_failed_send_of_the_only_end_keeps_the_channel_open():
-    recv, send = create_channel(1)
+    _recv, send = create_channel(1)
     send.send("full")
     inner_recv, inner_send = create_channel()
     for _ in range(3):
@@ -309,7 +309,7 @@ def test_unsendable():
 
 
 def test_unsendable_with_an_end_inside():
-    recv, send = create_channel()
+    _recv, send = create_channel()
     inner_recv, inner_send = create_channel()
     with pytest.raises(NotSendableError):
         send.send([inner_send, threading.Lock()])
@@ -461,7 +461,7 @@ def test_iteration_waits():
 
 
 def test_dropped_channel_with_messages():
-    recv, send = create_channel()
+    _recv, send = create_channel()
     for _ in range(10):
         send.send(bytes(100_000))
     send.send([create_channel() for _ in range(3)])
@@ -931,7 +931,7 @@ def test_ends_through_our_interpreters():
         recv.recv(timeout=LONG)
 
 
-# select -------------------------------------------------------------------------------------------
+# select ----------------------------------------------------------------------------------------
 
 
 def test_select_ready():
@@ -1079,7 +1079,7 @@ def test_select_and_recv_race():
     assert sorted(seen) == list(range(2000))
 
 
-# asyncio ---------------------------------------------------------------------------------------------
+# asyncio ---------------------------------------------------------------------------------------
 
 
 def test_recv_async(pool):
@@ -1236,7 +1236,7 @@ def test_loop_that_ends_while_a_receiver_waits():
     assert recv.recv(timeout=LONG) == 1
 
 
-# Waits that end in other ways ---------------------------------------------------------------------------
+# Waits that end in other ways ------------------------------------------------------------------
 
 
 def test_receiver_in_a_worker_learns_of_the_close(pool):

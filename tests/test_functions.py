@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 import types
+from pathlib import Path
 
 import pytest
 
@@ -944,7 +945,7 @@ def test_long_exception_chain(pool):
         raise error
 
     error = pool.submit(fail_long).exception(LONG)
-    assert isinstance(error, ValueError) or isinstance(error, RemoteError)
+    assert isinstance(error, (ValueError, RemoteError))
     assert call(pool, add, 1, 2) == 3
 
 
@@ -1066,14 +1067,22 @@ class SlotHolder:
 
 LOCK_CASES = [
     ((threading.Lock(),), {}, r"args\[0\]"),
-    ((1, {"conn": types.SimpleNamespace(socket=threading.Lock())}), {}, r"args\[1\]\['conn'\]\.socket"),
+    (
+        (1, {"conn": types.SimpleNamespace(socket=threading.Lock())}),
+        {},
+        r"args\[1\]\['conn'\]\.socket",
+    ),
     (([0, [1, threading.Lock()]],), {}, r"args\[0\]\[1\]\[1\]"),
     (((0, threading.Lock()),), {}, r"args\[0\]\[1\]"),
     ((), {"key": threading.Lock()}, r"kwargs\['key'\]"),
     ((), {"key": [threading.Lock()]}, r"kwargs\['key'\]\[0\]"),
     (({1: threading.Lock()},), {}, r"args\[0\]\[1\]"),
     (({("a", 2): threading.Lock()},), {}, r"args\[0\]\[\('a', 2\)\]"),
-    ((1, 2, {"rows": ({"x": {"y": threading.Lock()}},)}), {}, r"args\[2\]\['rows'\]\[0\]\['x'\]\['y'\]"),
+    (
+        (1, 2, {"rows": ({"x": {"y": threading.Lock()}},)}),
+        {},
+        r"args\[2\]\['rows'\]\[0\]\['x'\]\['y'\]",
+    ),
 ]  # fmt: skip
 
 
@@ -1101,7 +1110,7 @@ def test_unsendable_argument_of_the_issue(pool):
         threading.Lock,
         threading.Event,
         lambda: (x for x in ()),
-        lambda: open(os.devnull, "w"),
+        lambda: Path(os.devnull).open("w"),
         lambda: sys._getframe(),
         _work.BadReduce,
     ],

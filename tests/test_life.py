@@ -430,7 +430,7 @@ def test_atexit_in_a_worker_runs():
     assert result.stdout == "the worker says goodbye\nend\n"
 
 
-# Threads that tasks leave running -------------------------------------------------------------------
+# Threads that tasks leave running --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "plain"])
@@ -522,7 +522,7 @@ def test_ctypes_callbacks_reach_the_right_interpreter():
     ).clean()
 
 
-# A worker that cannot be ended ------------------------------------------------------------------------
+# A worker that cannot be ended -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["exit", "cancelled exit", "sys.exit", "error"])
@@ -587,7 +587,7 @@ def test_main_runs_while_a_worker_keeps_its_lock():
     ).clean()
 
 
-# Ctrl-C ---------------------------------------------------------------------------------------------
+# Ctrl-C ----------------------------------------------------------------------------------------
 
 INTERRUPT_PRELUDE = """
 import os, signal, subprocess, sys, threading, time
@@ -879,7 +879,7 @@ print("end of script", flush=True)
     assert "Fatal Python error" not in result.stderr
 
 
-# fork ------------------------------------------------------------------------------------------------
+# fork ------------------------------------------------------------------------------------------
 
 FORK_PRELUDE = """
 import os, signal, sys, time, traceback, warnings
@@ -1169,7 +1169,7 @@ def test_multiprocessing_fork_with_a_live_pool():
     )
 
 
-# Deep recursion ------------------------------------------------------------------------------------------
+# Deep recursion --------------------------------------------------------------------------------
 
 
 def test_deep_recursion_is_an_error(pool):
@@ -1237,7 +1237,7 @@ def test_regular_expressions_and_big_frames_have_stack_enough(pool):
     assert pool.submit(work).result(LONG)
 
 
-# max_workers ------------------------------------------------------------------------------------------------
+# max_workers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a single core is all there is")
@@ -1273,7 +1273,7 @@ def test_default_workers_honour_the_cpu_count_of_python():
     assert int(result.stdout) in (3, len(os.sched_getaffinity(0)), 1)
 
 
-# Output -------------------------------------------------------------------------------------------------------
+# Output ----------------------------------------------------------------------------------------
 
 
 def test_capsys_sees_what_tasks_print(pool, capsys):
@@ -1295,9 +1295,8 @@ def test_capfd_sees_what_tasks_print(pool, capfd):
 
 def test_redirected_stdout_sees_what_tasks_print(pool):
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        with subinterp.InterpreterPool(1) as inner:
-            inner.submit(say, "from a pool made inside").result(LONG)
+    with contextlib.redirect_stdout(out), subinterp.InterpreterPool(1) as inner:
+        inner.submit(say, "from a pool made inside").result(LONG)
     assert out.getvalue() == "from a pool made inside\n"
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -1391,7 +1390,7 @@ def test_warnings_of_a_task_are_shown():
     assert "a warning from the task" in result.stderr
 
 
-# Busy pools that are forgotten ----------------------------------------------------------------------------------
+# Busy pools that are forgotten -----------------------------------------------------------------
 
 
 def test_pool_forgotten_while_busy(flag):
