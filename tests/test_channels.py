@@ -1283,3 +1283,57 @@ def test_round_trips_in_threads():
             assert from_recv.recv(timeout=LONG) == n
         to_send.close()
     assert outcome == [1000]
+
+
+# Coroutines that will never look ------------------------------------------------------------
+
+ABANDONED_WAIT = """
+    import asyncio, builtins, os, sys, threading, time
+    import subinterp
+    from subinterp import interpreters
+
+    def wait_and_leave(recv, close=False):
+        import asyncio, builtins
+
+        loop = asyncio.new_event_loop()
+
+        async def step():
+            task = asyncio.ensure_future(recv.recv_async())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not task.done()
+            return task
+
+        builtins.kept = loop.run_until_complete(step()), loop, recv
+        if close:
+            loop.close()
+
+    if __name__ == "__main__":
+        recv, send = subinterp.create_channel()
+        mode = sys.argv[1]
+        if mode == "pool":
+            with subinterp.InterpreterPool(1) as pool:
+                pool.submit(wait_and_leave, recv).result()
+        elif mode == "interpreter":
+            interp = interpreters.create()
+            interp.call(wait_and_leave, recv)
+            interp.close()
+        else:
+            wait_and_leave(recv, close=True)
+
+        got = []
+        thread = threading.Thread(target=lambda: got.append(recv.recv()), daemon=True)
+        thread.start()
+        time.sleep(0.3)  # so that it waits, behind the coroutine
+        send.send("hello")
+        thread.join(20)
+        print(got, recv.qsize(), flush=True)
+        os._exit(0)  # a pending task would be complained about
+"""
+
+
+@pytest.mark.parametrize("mode", ["pool", "interpreter", "loop"])
+def test_coroutine_that_is_gone_does_not_keep_the_message(mode):
+    """Its interpreter has ended or its loop is closed: the next receiver is told."""
+    result = run_script(ABANDONED_WAIT, args=[mode]).check()
+    assert result.stdout == "['hello'] 0\n", result

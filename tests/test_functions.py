@@ -11,7 +11,6 @@ import sys
 import threading
 import traceback
 import types
-from pathlib import Path
 
 import pytest
 
@@ -1104,13 +1103,17 @@ def test_unsendable_argument_of_the_issue(pool):
         pool.submit(capture, SlotHolder(Connection()))
 
 
+def open_file():
+    return open(os.devnull, "w")
+
+
 @pytest.mark.parametrize(
     "make",
     [
         threading.Lock,
         threading.Event,
         lambda: (x for x in ()),
-        lambda: Path(os.devnull).open("w"),
+        open_file,
         lambda: sys._getframe(),
         _work.BadReduce,
     ],

@@ -11,7 +11,9 @@ import contextlib
 import gc
 import io
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -1167,6 +1169,196 @@ def test_multiprocessing_fork_with_a_live_pool():
             assert list(pool.map(square, range(10))) == [n * n for n in range(10)]
         """
     )
+
+
+def test_child_waits_for_a_channel_in_asyncio_without_any_pool():
+    fork_script(
+        """
+        import asyncio
+
+        async def once():
+            recv, send = create_channel()
+            asyncio.get_running_loop().call_later(0.05, send.send, "sent")
+            return await asyncio.wait_for(recv.recv_async(), 20)
+
+        def child():
+            assert asyncio.run(once()) == "sent"
+
+        child()
+        for _ in range(3):
+            in_child(child)
+        """
+    )
+
+
+# Threads that cannot be started -----------------------------------------------------------
+
+# While `no_threads` is set, the system has no threads to give.
+NO_THREADS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+
+int no_threads = 0;
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+{
+    static int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    if (no_threads)
+        return EAGAIN;
+    if (!real)
+        real = (__typeof__(real))dlsym(RTLD_NEXT, "pthread_create");
+    return real(thread, attr, fn, arg);
+}
+"""
+
+NO_THREADS_PRELUDE = """
+import ctypes
+import subinterp
+from subinterp import BrokenInterpreterPool, InterpreterPool
+
+no_threads = ctypes.c_int.in_dll(ctypes.CDLL(None), "no_threads")
+
+def broken(future):
+    try:
+        return "result", future.result(30)
+    except BrokenInterpreterPool as error:
+        return "broken", "no thread could be started" in str(error)
+"""
+
+
+@pytest.fixture
+def no_threads_script(tmp_path):
+    """A function that runs scripts that can turn the starting of threads off."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is needed to stand in for pthread_create")
+    source, library = tmp_path / "no_threads.c", tmp_path / "no_threads.so"
+    source.write_text(NO_THREADS)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, cwd=tmp_path
+    )
+    preload = " ".join(filter(None, [str(library), os.environ.get("LD_PRELOAD", "")]))
+
+    def run(source):
+        source = NO_THREADS_PRELUDE + textwrap.dedent(source)
+        return run_script(source, env={"LD_PRELOAD": preload})
+
+    return run
+
+
+def test_no_thread_for_the_first_worker(no_threads_script):
+    no_threads_script(
+        """
+        pool = InterpreterPool(2)
+        no_threads.value = 1
+        try:
+            futures = [pool.submit(abs, -1)]
+        except BrokenInterpreterPool:
+            pass
+        else:
+            assert broken(futures[0]) == ("broken", True), broken(futures[0])
+        try:
+            pool.submit(abs, -1)
+        except BrokenInterpreterPool:
+            pass
+        else:
+            raise AssertionError("a broken pool takes tasks")
+        try:
+            print(list(pool.map(abs, range(3))))
+        except BrokenInterpreterPool:
+            pass
+        else:
+            raise AssertionError("a broken pool takes a map")
+        pool.shutdown()
+
+        # The next one has threads again.
+        no_threads.value = 0
+        with InterpreterPool(2) as pool:
+            assert list(pool.map(abs, range(-3, 0))) == [3, 2, 1]
+        """
+    ).clean()
+
+
+def test_no_thread_for_another_worker(no_threads_script):
+    """Those that are there do the work."""
+    no_threads_script(
+        """
+        import time
+        pool = InterpreterPool(3)
+        assert pool.submit(abs, -1).result(30) == 1
+        no_threads.value = 1
+        futures = [pool.submit(time.sleep, 0.05) for _ in range(6)]
+        assert [broken(future) for future in futures] == [("result", None)] * 6
+        assert list(pool.map(abs, range(-100, 0))) == list(range(100, 0, -1))
+        no_threads.value = 0
+        pool.shutdown()
+        """
+    ).clean()
+
+
+def test_exit_of_a_pool_without_threads(no_threads_script):
+    result = no_threads_script(
+        """
+        no_threads.value = 1
+        pool = InterpreterPool(2)
+        try:
+            future = pool.submit(abs, -1)
+        except BrokenInterpreterPool:
+            pass
+        """
+    ).check()
+    # Nobody asked the future.
+    assert "no thread could be started" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# Objects that are not made by their makers --------------------------------------------------
+
+UNMADE = {
+    "SendChannel()": "TypeError",
+    "RecvChannel()": "TypeError",
+    "repr(SendChannel.__new__(SendChannel))": "TypeError",
+    "SendChannel.__new__(SendChannel).send(1)": "ChannelClosed",
+    "RecvChannel.__new__(RecvChannel).recv_nowait()": "ChannelClosed",
+    "RecvChannel.__new__(RecvChannel).recv(timeout=0)": "ChannelClosed",
+    "len(RecvChannel.__new__(RecvChannel))": "TypeError",
+    "RecvChannel.__new__(RecvChannel).id": "TypeError",
+    "hash(RecvChannel.__new__(RecvChannel))": "TypeError",
+    "Future.__new__(Future).done()": "TypeError",
+    "Future.__new__(Future).result(0)": "TypeError",
+    "Future.__new__(Future).cancel()": "TypeError",
+    "Future.__new__(Future).add_done_callback(print)": "TypeError",
+    "repr(Future.__new__(Future))": "TypeError",
+    "_core.FutureCore().done()": "TypeError",
+    "next(_core.MapIterator())": "TypeError",
+    "memoryview(_core.MessageBuffer())": "BufferError",
+    "_core._Notifier().run(0.1)": "TypeError",
+    # These have nothing to complain about.
+    "_core.MessageBuffer()": None,
+    "_core._PoolHandle()": None,
+    "_core.AsyncWait().cancel()": None,
+}
+
+
+@pytest.mark.parametrize("expression", UNMADE)
+def test_unmade_objects_raise(expression):
+    result = run_script(
+        """
+        import gc, sys
+        from subinterp import Future, RecvChannel, SendChannel, _core
+
+        try:
+            eval(sys.argv[1])
+        except Exception as error:
+            print(type(error).__name__)
+        else:
+            print(None)
+        gc.collect()
+        """,
+        args=[expression],
+    ).clean()
+    assert result.stdout.strip() == str(UNMADE[expression])
 
 
 # Deep recursion --------------------------------------------------------------------------------
