@@ -745,3 +745,23 @@ def stress_receive_with_errors(recv):
 
 def interpreter_id_of(_):
     return interpreter_id()
+
+
+# What runs while a result is loaded ---------------------------------------------
+
+on_load = None  # a test sets it, in its own interpreter
+
+
+def loaded():
+    return on_load()
+
+
+class CallsOnLoad:
+    """Becomes what `on_load` returns where it is loaded."""
+
+    def __reduce__(self):
+        return loaded, ()
+
+
+def return_calls_on_load():
+    return [CallsOnLoad(), bytearray(b"x" * 200_000), "s" * 1000]

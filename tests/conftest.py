@@ -90,7 +90,6 @@ def _started_helpers():
         done = threading.Event()
         pool.submit(time.sleep, 0.1).add_done_callback(lambda future: done.set())
         assert done.wait(60), "a done callback never ran"
-    yield
 
 
 FAILED = pytest.StashKey[bool]()

@@ -284,7 +284,7 @@ def test_failed_send_keeps_the_object():
 
 
 def test_failed_send_of_the_only_end_keeps_the_channel_open():
-    recv, send = create_channel(1)
+    _recv, send = create_channel(1)
     send.send("full")
     inner_recv, inner_send = create_channel()
     for _ in range(3):
@@ -309,7 +309,7 @@ def test_unsendable():
 
 
 def test_unsendable_with_an_end_inside():
-    recv, send = create_channel()
+    _recv, send = create_channel()
     inner_recv, inner_send = create_channel()
     with pytest.raises(NotSendableError):
         send.send([inner_send, threading.Lock()])
@@ -461,7 +461,7 @@ def test_iteration_waits():
 
 
 def test_dropped_channel_with_messages():
-    recv, send = create_channel()
+    _recv, send = create_channel()
     for _ in range(10):
         send.send(bytes(100_000))
     send.send([create_channel() for _ in range(3)])
@@ -931,7 +931,7 @@ def test_ends_through_our_interpreters():
         recv.recv(timeout=LONG)
 
 
-# select -------------------------------------------------------------------------------------------
+# select ----------------------------------------------------------------------------------------
 
 
 def test_select_ready():
@@ -1079,7 +1079,7 @@ def test_select_and_recv_race():
     assert sorted(seen) == list(range(2000))
 
 
-# asyncio ---------------------------------------------------------------------------------------------
+# asyncio ---------------------------------------------------------------------------------------
 
 
 def test_recv_async(pool):
@@ -1236,7 +1236,7 @@ def test_loop_that_ends_while_a_receiver_waits():
     assert recv.recv(timeout=LONG) == 1
 
 
-# Waits that end in other ways ---------------------------------------------------------------------------
+# Waits that end in other ways ------------------------------------------------------------------
 
 
 def test_receiver_in_a_worker_learns_of_the_close(pool):
@@ -1283,3 +1283,57 @@ def test_round_trips_in_threads():
             assert from_recv.recv(timeout=LONG) == n
         to_send.close()
     assert outcome == [1000]
+
+
+# Coroutines that will never look ------------------------------------------------------------
+
+ABANDONED_WAIT = """
+    import asyncio, builtins, os, sys, threading, time
+    import subinterp
+    from subinterp import interpreters
+
+    def wait_and_leave(recv, close=False):
+        import asyncio, builtins
+
+        loop = asyncio.new_event_loop()
+
+        async def step():
+            task = asyncio.ensure_future(recv.recv_async())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not task.done()
+            return task
+
+        builtins.kept = loop.run_until_complete(step()), loop, recv
+        if close:
+            loop.close()
+
+    if __name__ == "__main__":
+        recv, send = subinterp.create_channel()
+        mode = sys.argv[1]
+        if mode == "pool":
+            with subinterp.InterpreterPool(1) as pool:
+                pool.submit(wait_and_leave, recv).result()
+        elif mode == "interpreter":
+            interp = interpreters.create()
+            interp.call(wait_and_leave, recv)
+            interp.close()
+        else:
+            wait_and_leave(recv, close=True)
+
+        got = []
+        thread = threading.Thread(target=lambda: got.append(recv.recv()), daemon=True)
+        thread.start()
+        time.sleep(0.3)  # so that it waits, behind the coroutine
+        send.send("hello")
+        thread.join(20)
+        print(got, recv.qsize(), flush=True)
+        os._exit(0)  # a pending task would be complained about
+"""
+
+
+@pytest.mark.parametrize("mode", ["pool", "interpreter", "loop"])
+def test_coroutine_that_is_gone_does_not_keep_the_message(mode):
+    """Its interpreter has ended or its loop is closed: the next receiver is told."""
+    result = run_script(ABANDONED_WAIT, args=[mode]).check()
+    assert result.stdout == "['hello'] 0\n", result

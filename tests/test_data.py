@@ -119,7 +119,7 @@ VALUES = {
     "small ints": [0, 1, -1, 5, -5, 255, 256, 257, -6],
     "big ints": [
         sign * (2**bits + delta)
-        for bits in (7, 8, 15, 16, 29, 30, 31, 32, 53, 59, 60, 61, 62, 63, 64, 65, 127, 1000, 50_000)
+        for bits in [7, 8, 15, 16, *range(29, 33), 53, *range(59, 66), 127, 1000, 50_000]
         for delta in (-1, 0, 1)
         for sign in (1, -1)
     ],
@@ -534,7 +534,7 @@ def test_results_are_not_kept_in_the_worker(pool1):
     assert _work.Counted.alive == 0
 
 
-# Property based -------------------------------------------------------------------------------------
+# Property based --------------------------------------------------------------------------------
 
 atoms = (
     st.none()
@@ -604,7 +604,7 @@ def test_any_memoryview(shared_pool, data):
     assert back.tobytes() == view.tobytes() and back.shape == view.shape
 
 
-# SharedBuffer ------------------------------------------------------------------------------------------
+# SharedBuffer ----------------------------------------------------------------------------------
 
 
 def test_shared_buffer_is_a_buffer():

@@ -944,7 +944,7 @@ def test_long_exception_chain(pool):
         raise error
 
     error = pool.submit(fail_long).exception(LONG)
-    assert isinstance(error, ValueError) or isinstance(error, RemoteError)
+    assert isinstance(error, (ValueError, RemoteError))
     assert call(pool, add, 1, 2) == 3
 
 
@@ -1066,14 +1066,22 @@ class SlotHolder:
 
 LOCK_CASES = [
     ((threading.Lock(),), {}, r"args\[0\]"),
-    ((1, {"conn": types.SimpleNamespace(socket=threading.Lock())}), {}, r"args\[1\]\['conn'\]\.socket"),
+    (
+        (1, {"conn": types.SimpleNamespace(socket=threading.Lock())}),
+        {},
+        r"args\[1\]\['conn'\]\.socket",
+    ),
     (([0, [1, threading.Lock()]],), {}, r"args\[0\]\[1\]\[1\]"),
     (((0, threading.Lock()),), {}, r"args\[0\]\[1\]"),
     ((), {"key": threading.Lock()}, r"kwargs\['key'\]"),
     ((), {"key": [threading.Lock()]}, r"kwargs\['key'\]\[0\]"),
     (({1: threading.Lock()},), {}, r"args\[0\]\[1\]"),
     (({("a", 2): threading.Lock()},), {}, r"args\[0\]\[\('a', 2\)\]"),
-    ((1, 2, {"rows": ({"x": {"y": threading.Lock()}},)}), {}, r"args\[2\]\['rows'\]\[0\]\['x'\]\['y'\]"),
+    (
+        (1, 2, {"rows": ({"x": {"y": threading.Lock()}},)}),
+        {},
+        r"args\[2\]\['rows'\]\[0\]\['x'\]\['y'\]",
+    ),
 ]  # fmt: skip
 
 
@@ -1095,13 +1103,17 @@ def test_unsendable_argument_of_the_issue(pool):
         pool.submit(capture, SlotHolder(Connection()))
 
 
+def open_file():
+    return open(os.devnull, "w")
+
+
 @pytest.mark.parametrize(
     "make",
     [
         threading.Lock,
         threading.Event,
         lambda: (x for x in ()),
-        lambda: open(os.devnull, "w"),
+        open_file,
         lambda: sys._getframe(),
         _work.BadReduce,
     ],

@@ -23,7 +23,7 @@ from concurrent.futures import (
 import pytest
 
 import subinterp
-from _support import wait_until
+from _support import run_script, wait_until
 from _work import (
     EmptyError,
     FalsyError,
@@ -751,3 +751,159 @@ def test_wait_from_several_threads(pool):
     for thread in threads:
         thread.join(LONG)
     assert outcome == [200] * 4
+
+
+# Loading a result may run Python code, and other threads with it
+# (in processes of their own: what is loaded twice at a time is memory that is freed).
+
+LOADING = """
+import sys, threading
+import _work, subinterp
+from concurrent.futures import wait
+
+loads, outcome = [], []
+loading, go_on = threading.Event(), threading.Event()
+
+def load():
+    loads.append(threading.get_ident())
+    loading.set()
+    assert go_on.wait(30)
+    if sys.argv[1] == "fails":
+        raise _work.PlainError("not loaded")
+    return "loaded"
+
+def read():
+    try:
+        outcome.append(future.result(30))
+    except BaseException as error:
+        outcome.append(error)
+
+with subinterp.InterpreterPool(1) as pool:
+    _work.on_load = load
+    future = pool.submit(_work.return_calls_on_load)
+    wait([future], 30)
+    first = threading.Thread(target=read)
+    first.start()
+    assert loading.wait(30)
+    others = [threading.Thread(target=read) for _ in range(3)]
+    for thread in others:
+        thread.start()
+    others[0].join(0.2)  # so that they are in result()
+    go_on.set()
+    for thread in (first, *others):
+        thread.join(30)
+assert len(outcome) == 4
+assert len(loads) == 1, loads
+assert all(result is outcome[0] for result in outcome), outcome
+if sys.argv[1] == "fails":
+    assert "not loaded" in str(outcome[0]), outcome
+else:
+    assert outcome[0] == ["loaded", bytearray(b"x" * 200_000), "s" * 1000]
+"""
+
+
+@pytest.mark.parametrize("load", ["works", "fails"])
+def test_threads_that_read_one_future_load_it_once(load):
+    run_script(LOADING, args=[load]).clean()
+
+
+def test_load_that_asks_for_itself_raises():
+    run_script(
+        """
+        import _work, subinterp
+
+        errors = []
+
+        def load():
+            try:
+                future.result(30)
+            except RuntimeError as error:
+                errors.append(str(error))
+            return "loaded"
+
+        with subinterp.InterpreterPool(1) as pool:
+            _work.on_load = load
+            future = pool.submit(_work.return_calls_on_load)
+            assert future.result(30)[0] == "loaded"
+        assert len(errors) == 1 and "same result" in errors[0], errors
+        """
+    ).clean()
+
+
+def test_second_observer_while_the_first_begins():
+    """The first one makes a Condition, and another thread observes meanwhile."""
+    result = run_script(
+        """
+        import gc, threading, weakref
+        import subinterp
+        from _support import wait_until
+        from _work import Gate, pass_gate
+
+        make_condition = threading.Condition
+
+        def observe(future, hits, name):
+            future.add_done_callback(lambda _: hits.append(name))
+
+        def work(pool, gate):
+            future, hits, came_between = pool.submit(pass_gate, gate, "passed"), [], []
+
+            def make(*args):
+                threading.Condition = make_condition
+                second = threading.Thread(target=observe, args=(future, hits, "second"))
+                second.start()
+                second.join(30)
+                came_between.append(not second.is_alive())
+                return make_condition(*args)
+
+            threading.Condition = make
+            observe(future, hits, "first")
+            assert came_between == [True], came_between
+            gate.set()
+            assert future.result(30) == "passed"
+            wait_until(lambda: len(hits) >= 2, what="every callback")
+            assert sorted(hits) == ["first", "second"], hits
+            return weakref.ref(future)
+
+        def gone(ref):
+            gc.collect()
+            return ref() is None
+
+        with subinterp.InterpreterPool(1) as pool, Gate() as gate:
+            ref = work(pool, gate)
+            # One that was to be posted twice would be kept for ever.
+            wait_until(lambda: gone(ref), what="the end of the future")
+        """
+    )
+    result.clean()
+
+
+def test_observers_at_the_same_time():
+    """In a process of its own: what is posted twice corrupts memory."""
+    result = run_script(
+        """
+        import sys, threading, time
+        import subinterp
+        from _support import wait_until
+
+        sys.setswitchinterval(1e-6)
+        with subinterp.InterpreterPool(1) as pool:
+            for n in range(300):
+                future = pool.submit(time.sleep, 0.0005)
+                hits = []
+                barrier = threading.Barrier(4)
+
+                def observe(future=future, hits=hits, barrier=barrier):
+                    barrier.wait()
+                    future.add_done_callback(lambda _: hits.append(1))
+
+                threads = [threading.Thread(target=observe) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                future.result()
+                wait_until(lambda: len(hits) >= 4, what=f"every callback of round {n}")
+                assert len(hits) == 4, (n, hits)
+        """
+    )
+    result.clean()

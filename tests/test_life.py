@@ -11,7 +11,9 @@ import contextlib
 import gc
 import io
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -430,7 +432,7 @@ def test_atexit_in_a_worker_runs():
     assert result.stdout == "the worker says goodbye\nend\n"
 
 
-# Threads that tasks leave running -------------------------------------------------------------------
+# Threads that tasks leave running --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "plain"])
@@ -522,7 +524,7 @@ def test_ctypes_callbacks_reach_the_right_interpreter():
     ).clean()
 
 
-# A worker that cannot be ended ------------------------------------------------------------------------
+# A worker that cannot be ended -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["exit", "cancelled exit", "sys.exit", "error"])
@@ -587,7 +589,7 @@ def test_main_runs_while_a_worker_keeps_its_lock():
     ).clean()
 
 
-# Ctrl-C ---------------------------------------------------------------------------------------------
+# Ctrl-C ----------------------------------------------------------------------------------------
 
 INTERRUPT_PRELUDE = """
 import os, signal, subprocess, sys, threading, time
@@ -879,7 +881,7 @@ print("end of script", flush=True)
     assert "Fatal Python error" not in result.stderr
 
 
-# fork ------------------------------------------------------------------------------------------------
+# fork ------------------------------------------------------------------------------------------
 
 FORK_PRELUDE = """
 import os, signal, sys, time, traceback, warnings
@@ -1169,7 +1171,197 @@ def test_multiprocessing_fork_with_a_live_pool():
     )
 
 
-# Deep recursion ------------------------------------------------------------------------------------------
+def test_child_waits_for_a_channel_in_asyncio_without_any_pool():
+    fork_script(
+        """
+        import asyncio
+
+        async def once():
+            recv, send = create_channel()
+            asyncio.get_running_loop().call_later(0.05, send.send, "sent")
+            return await asyncio.wait_for(recv.recv_async(), 20)
+
+        def child():
+            assert asyncio.run(once()) == "sent"
+
+        child()
+        for _ in range(3):
+            in_child(child)
+        """
+    )
+
+
+# Threads that cannot be started -----------------------------------------------------------
+
+# While `no_threads` is set, the system has no threads to give.
+NO_THREADS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+
+int no_threads = 0;
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+{
+    static int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    if (no_threads)
+        return EAGAIN;
+    if (!real)
+        real = (__typeof__(real))dlsym(RTLD_NEXT, "pthread_create");
+    return real(thread, attr, fn, arg);
+}
+"""
+
+NO_THREADS_PRELUDE = """
+import ctypes
+import subinterp
+from subinterp import BrokenInterpreterPool, InterpreterPool
+
+no_threads = ctypes.c_int.in_dll(ctypes.CDLL(None), "no_threads")
+
+def broken(future):
+    try:
+        return "result", future.result(30)
+    except BrokenInterpreterPool as error:
+        return "broken", "no thread could be started" in str(error)
+"""
+
+
+@pytest.fixture
+def no_threads_script(tmp_path):
+    """A function that runs scripts that can turn the starting of threads off."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is needed to stand in for pthread_create")
+    source, library = tmp_path / "no_threads.c", tmp_path / "no_threads.so"
+    source.write_text(NO_THREADS)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, cwd=tmp_path
+    )
+    preload = " ".join(filter(None, [str(library), os.environ.get("LD_PRELOAD", "")]))
+
+    def run(source):
+        source = NO_THREADS_PRELUDE + textwrap.dedent(source)
+        return run_script(source, env={"LD_PRELOAD": preload})
+
+    return run
+
+
+def test_no_thread_for_the_first_worker(no_threads_script):
+    result = no_threads_script(
+        """
+        pool = InterpreterPool(2)
+        no_threads.value = 1
+        try:
+            futures = [pool.submit(abs, -1)]
+        except BrokenInterpreterPool:
+            pass
+        else:
+            assert broken(futures[0]) == ("broken", True), broken(futures[0])
+        try:
+            pool.submit(abs, -1)
+        except BrokenInterpreterPool:
+            pass
+        else:
+            raise AssertionError("a broken pool takes tasks")
+        try:
+            print(list(pool.map(abs, range(3))))
+        except BrokenInterpreterPool:
+            pass
+        else:
+            raise AssertionError("a broken pool takes a map")
+        pool.shutdown()
+
+        # The next one has threads again.
+        no_threads.value = 0
+        with InterpreterPool(2) as pool:
+            assert list(pool.map(abs, range(-3, 0))) == [3, 2, 1]
+        """
+    ).check()
+    # Why a pool broke is logged once.
+    assert len(result.stderr.splitlines()) == 1, result
+    assert "no thread could be started" in result.stderr
+
+
+def test_no_thread_for_another_worker(no_threads_script):
+    """Those that are there do the work."""
+    no_threads_script(
+        """
+        import time
+        pool = InterpreterPool(3)
+        assert pool.submit(abs, -1).result(30) == 1
+        no_threads.value = 1
+        futures = [pool.submit(time.sleep, 0.05) for _ in range(6)]
+        assert [broken(future) for future in futures] == [("result", None)] * 6
+        assert list(pool.map(abs, range(-100, 0))) == list(range(100, 0, -1))
+        no_threads.value = 0
+        pool.shutdown()
+        """
+    ).clean()
+
+
+def test_exit_of_a_pool_without_threads(no_threads_script):
+    no_threads_script(
+        """
+        no_threads.value = 1
+        pool = InterpreterPool(2)
+        try:
+            future = pool.submit(abs, -1)
+        except BrokenInterpreterPool:
+            pass
+        """
+    ).clean()
+
+
+# Objects that are not made by their makers --------------------------------------------------
+
+UNMADE = {
+    "SendChannel()": "TypeError",
+    "RecvChannel()": "TypeError",
+    "repr(SendChannel.__new__(SendChannel))": "TypeError",
+    "SendChannel.__new__(SendChannel).send(1)": "ChannelClosed",
+    "RecvChannel.__new__(RecvChannel).recv_nowait()": "ChannelClosed",
+    "RecvChannel.__new__(RecvChannel).recv(timeout=0)": "ChannelClosed",
+    "len(RecvChannel.__new__(RecvChannel))": "TypeError",
+    "RecvChannel.__new__(RecvChannel).id": "TypeError",
+    "hash(RecvChannel.__new__(RecvChannel))": "TypeError",
+    "Future.__new__(Future).done()": "TypeError",
+    "Future.__new__(Future).result(0)": "TypeError",
+    "Future.__new__(Future).cancel()": "TypeError",
+    "Future.__new__(Future).add_done_callback(print)": "TypeError",
+    "repr(Future.__new__(Future))": "TypeError",
+    "_core.FutureCore().done()": "TypeError",
+    "next(_core.MapIterator())": "TypeError",
+    "memoryview(_core.MessageBuffer())": "BufferError",
+    "_core._Notifier().run(0.1)": "TypeError",
+    # These have nothing to complain about.
+    "_core.MessageBuffer()": None,
+    "_core._PoolHandle()": None,
+    "_core.AsyncWait().cancel()": None,
+}
+
+
+@pytest.mark.parametrize("expression", UNMADE)
+def test_unmade_objects_raise(expression):
+    result = run_script(
+        """
+        import gc, sys
+        from subinterp import Future, RecvChannel, SendChannel, _core
+
+        try:
+            eval(sys.argv[1])
+        except Exception as error:
+            print(type(error).__name__)
+        else:
+            print(None)
+        gc.collect()
+        """,
+        args=[expression],
+    ).clean()
+    assert result.stdout.strip() == str(UNMADE[expression])
+
+
+# Deep recursion --------------------------------------------------------------------------------
 
 
 def test_deep_recursion_is_an_error(pool):
@@ -1237,7 +1429,7 @@ def test_regular_expressions_and_big_frames_have_stack_enough(pool):
     assert pool.submit(work).result(LONG)
 
 
-# max_workers ------------------------------------------------------------------------------------------------
+# max_workers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a single core is all there is")
@@ -1273,7 +1465,7 @@ def test_default_workers_honour_the_cpu_count_of_python():
     assert int(result.stdout) in (3, len(os.sched_getaffinity(0)), 1)
 
 
-# Output -------------------------------------------------------------------------------------------------------
+# Output ----------------------------------------------------------------------------------------
 
 
 def test_capsys_sees_what_tasks_print(pool, capsys):
@@ -1295,9 +1487,8 @@ def test_capfd_sees_what_tasks_print(pool, capfd):
 
 def test_redirected_stdout_sees_what_tasks_print(pool):
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        with subinterp.InterpreterPool(1) as inner:
-            inner.submit(say, "from a pool made inside").result(LONG)
+    with contextlib.redirect_stdout(out), subinterp.InterpreterPool(1) as inner:
+        inner.submit(say, "from a pool made inside").result(LONG)
     assert out.getvalue() == "from a pool made inside\n"
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -1391,7 +1582,7 @@ def test_warnings_of_a_task_are_shown():
     assert "a warning from the task" in result.stderr
 
 
-# Busy pools that are forgotten ----------------------------------------------------------------------------------
+# Busy pools that are forgotten -----------------------------------------------------------------
 
 
 def test_pool_forgotten_while_busy(flag):

@@ -20,7 +20,7 @@ from concurrent.futures import BrokenExecutor
 import pytest
 
 import subinterp
-from _support import native_threads, wait_until
+from _support import native_threads, run_script, wait_until
 from _work import (
     Flag,
     Gate,
@@ -493,6 +493,17 @@ def test_worker_has_the_warning_filters_of_its_maker():
         with subinterp.InterpreterPool(1) as pool:
             filters = pool.submit(get_warning_filters).result(LONG)
     assert ("error", "ResourceWarning") in filters
+
+
+def test_warning_filter_with_several_categories():
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (ResourceWarning, BytesWarning))
+        with subinterp.InterpreterPool(1) as pool:
+            filters = pool.submit(get_warning_filters).result(LONG)
+    assert ("ignore", "ResourceWarning") in filters
+    assert ("ignore", "BytesWarning") in filters
 
 
 def test_workers_do_not_import_the_public_package(pool):
@@ -1031,3 +1042,129 @@ def test_flag_is_what_the_tests_think(tmp_path):
     assert not flag.is_set() and not flag.wait(0.01)
     flag.set()
     assert flag.is_set() and flag.wait(0)
+
+
+# Threads that share one map
+
+
+SHARED_MAP = """
+import sys, threading
+import subinterp
+from _support import wait_until
+from _work import Gate, pass_gate, square
+
+def read_in_thread(results):
+    got = []
+    thread = threading.Thread(target=lambda: got.extend(results))
+    thread.start()
+    return thread, got
+
+def check_refused(call, *args):
+    try:
+        call(*args)
+    except ValueError as error:
+        assert "another thread" in str(error)
+    else:
+        raise AssertionError("two threads in one map")
+"""
+
+
+@pytest.mark.parametrize("kind", ["map", "imap_unordered"])
+def test_second_reader_of_a_map_that_waits(kind):
+    run_script(
+        SHARED_MAP
+        + """
+with subinterp.InterpreterPool(1) as pool, Gate() as gate:
+    pool.submit(pass_gate, gate)
+    results = getattr(pool, sys.argv[1])(square, range(20), chunksize=3)
+    reading = threading.Event()
+
+    def mark(frame, event, arg):
+        if event == "c_call":
+            reading.set()
+
+    threading.setprofile(mark)
+    thread, got = read_in_thread(results)
+    threading.setprofile(None)
+    assert reading.wait(30)  # it is about to call got.extend
+    thread.join(0.3)
+    assert thread.is_alive()
+    check_refused(next, results)
+    check_refused(results.close)
+    gate.set()
+    thread.join(30)
+    assert sorted(got) == [n * n for n in range(20)], got
+    results.close()  # nobody is in it any more
+    assert list(results) == []
+""",
+        args=[kind],
+    ).clean()
+
+
+def test_second_reader_of_a_map_that_reads_its_input():
+    run_script(
+        SHARED_MAP
+        + """
+reading, go_on = threading.Event(), threading.Event()
+
+def numbers():
+    yield 0
+    yield 1
+    reading.set()
+    assert go_on.wait(30)
+    yield from range(2, 20)
+
+with subinterp.InterpreterPool(1) as pool:
+    results = pool.map(square, numbers(), chunksize=1, buffersize=1)
+    thread, got = read_in_thread(results)
+    assert reading.wait(30)
+    check_refused(next, results)
+    check_refused(results.close)
+    go_on.set()
+    thread.join(30)
+    assert got == [n * n for n in range(20)], got
+"""
+    ).clean()
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 3])
+def test_threads_that_take_turns_with_a_map(chunksize):
+    """Nothing is lost and nothing comes twice. In a process of its own: readers
+    that come between one another could read memory that is freed."""
+    result = run_script(
+        """
+        import sys, threading
+        import subinterp
+
+        sys.setswitchinterval(1e-6)
+        chunksize = eval(sys.argv[1])
+        count = 2000
+
+        def read(results, got, errors):
+            while True:
+                try:
+                    for x in results:
+                        got.append(x)
+                    return
+                except ValueError as error:
+                    if "another thread" not in str(error):
+                        errors.append(error)
+                        return
+
+        with subinterp.InterpreterPool(2) as pool:
+            for n in range(30):
+                results = pool.map(abs, range(count), chunksize=chunksize)
+                got, errors = [], []
+                threads = [
+                    threading.Thread(target=read, args=(results, got, errors)) for _ in range(4)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                assert not errors, errors
+                assert sorted(got) == list(range(count)), (n, len(got), len(set(got)))
+        """,
+        args=[repr(chunksize)],
+    )
+    result.clean()

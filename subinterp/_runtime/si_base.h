@@ -64,7 +64,8 @@ si_ret si_futex_wait(si_word *word, uint32_t expected, int64_t deadline);
 void si_futex_wake(si_word *word, int n);
 
 /* 0 free, 1 held, 2 held and somebody sleeps. Held for a few instructions
- * only, never while Python code runs or an interpreter's lock is waited for. */
+ * only, never while Python code runs or an interpreter's lock is waited for
+ * (the one exception, exec_mu in si_worker.c, says why). */
 typedef struct { si_word word; } si_mutex;
 
 void si_mutex_slow(si_mutex *mu);

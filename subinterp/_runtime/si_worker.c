@@ -39,6 +39,69 @@ void si_worker_release(si_worker *w)
 
 /* ---- values ---------------------------------------------------------------- */
 
+/* Most pickles carry nothing beside their bytes. For these a worker does not
+ * load the extension's module, which costs each interpreter memory (that
+ * Cython 3.3 does not give back when the interpreter ends) and time. */
+static PyObject *plain_loads(si_msg *m)
+{
+    PyObject *pickle = PyImport_ImportModule("_pickle");
+    PyObject *view = pickle ? PyMemoryView_FromMemory(m->data, (Py_ssize_t)m->len, PyBUF_READ)
+                            : NULL;
+    PyObject *value = view ? PyObject_CallMethod(pickle, "loads", "O", view) : NULL;
+    if (view) {
+        /* Nobody may look at the bytes once the message is gone. */
+        PyObject *exc = PyErr_GetRaisedException();
+        PyObject *r = PyObject_CallMethod(view, "release", NULL);
+        Py_XDECREF(r);
+        PyErr_Clear();
+        if (exc)
+            PyErr_SetRaisedException(exc);
+        Py_DECREF(view);
+    }
+    Py_XDECREF(pickle);
+    return value;
+}
+
+/* True if that did: a result that plain pickle takes, without buffers and
+ * without a name of `__main__`, which the caller's differs from. */
+static bool plain_dumps(si_msg *m, PyObject *obj)
+{
+    PyObject *pickle = PyImport_ImportModule("_pickle"), *data = NULL;
+    PyObject *buffers = pickle ? PyList_New(0) : NULL;
+    PyObject *add = buffers ? PyObject_GetAttrString(buffers, "append") : NULL;
+    PyObject *dumps = add ? PyObject_GetAttrString(pickle, "dumps") : NULL;
+    PyObject *args = dumps ? Py_BuildValue("(Oi)", obj, 5) : NULL;
+    PyObject *kwargs = args ? Py_BuildValue("{s:O}", "buffer_callback", add) : NULL;
+    bool done = false;
+    if (kwargs)
+        data = PyObject_Call(dumps, args, kwargs);
+    if (data && PyList_GET_SIZE(buffers) == 0
+        && !memmem(PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data), "__main__", 8)
+        && si_put(m, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data))) {
+        m->format = SI_FMT_PICKLE;
+        done = true;
+    }
+    PyErr_Clear();  /* the general encoder says what is wrong */
+    Py_XDECREF(data);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(args);
+    Py_XDECREF(dumps);
+    Py_XDECREF(add);
+    Py_XDECREF(buffers);
+    Py_XDECREF(pickle);
+    return done;
+}
+
+/* Loaded by us, or imported by a task. */
+static bool core_is_there(si_context *cx)
+{
+    if (!cx->core_loaded) {
+        PyObject *modules = PyImport_GetModuleDict();
+        cx->core_loaded = modules && PyDict_GetItemString(modules, "subinterp._core");
+    }
+    return cx->core_loaded;
+}
+
 PyObject *si_value_decode(si_context *cx, si_msg *m, bool keep)
 {
     if (m->format == SI_FMT_FAST) {
@@ -51,8 +114,12 @@ PyObject *si_value_decode(si_context *cx, si_msg *m, bool keep)
         PyErr_SetString(PyExc_SystemError, "subinterp: an empty message was decoded");
         return NULL;
     }
-    if (!cx->core_loaded && si_load_core(cx) < 0)
-        return NULL;
+    if (!core_is_there(cx)) {
+        if (m->n_parts == 0)
+            return plain_loads(m);
+        if (si_load_core(cx) < 0)
+            return NULL;
+    }
     return si_python.decode(cx, m, keep);
 }
 
@@ -70,8 +137,13 @@ int si_value_encode(si_context *cx, si_msg *m, PyObject *obj)
         PyErr_NoMemory();
         return -1;
     }
-    if (!cx->core_loaded && si_load_core(cx) < 0)
-        return -1;
+    if (!core_is_there(cx)) {
+        if (plain_dumps(m, obj))
+            return 0;
+        si_msg_cut(m, 0, 0);
+        if (si_load_core(cx) < 0)
+            return -1;
+    }
     return si_python.encode(cx, m, obj);
 }
 
@@ -87,8 +159,10 @@ static PyObject *create_core(PyObject *self, PyObject *spec)
     return PyModule_FromDefAndSpec((PyModuleDef *)def, spec);
 }
 
-/* One interpreter at a time executes the module: Cython fills its tables of C
- * methods, which are the process's, each time anew (with what they hold). */
+/* One worker at a time executes the module: Cython fills its tables of C
+ * methods, which are the process's, each time anew (with what they hold). It
+ * is held while Python code runs, by a thread that waits for no other of our
+ * locks. */
 static si_mutex exec_mu;
 
 static PyObject *exec_core(PyObject *self, PyObject *module)
