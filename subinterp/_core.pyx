@@ -1871,7 +1871,7 @@ cdef class MapIterator:
 
     def __del__(self):
         # Never read: the calls are made all the same, as by an eager map.
-        if self.inputs is None:
+        if self.inputs is None or self.function is None:
             return      # its construction failed
         if not self.started and not self.closed:
             self._feed_rest(False)

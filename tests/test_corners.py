@@ -44,7 +44,7 @@ def call(pool, fn, /, *args, **kwargs):
     return pool.submit(fn, *args, **kwargs).result(LONG)
 
 
-# Python code that runs while something is encoded or decoded ----------------------------------
+# Python code that runs while something is encoded or decoded ------------------------------------
 
 
 class Reenters:
@@ -166,7 +166,7 @@ def test_str_subclass_as_keyword(pool):
     class Key(str):
         __slots__ = ()
 
-    args, kwargs = call(pool, lambda *a, **k: (a, k), **{Key("key"): 1})
+    _, kwargs = call(pool, lambda *a, **k: (a, k), **{Key("key"): 1})
     assert kwargs == {"key": 1}
 
 
@@ -303,7 +303,7 @@ def test_odd_timeouts_of_result(pool):
         assert future.result(LONG) == 1
 
 
-# Pools and futures in other interpreters -----------------------------------------------------------
+# Pools and futures in other interpreters --------------------------------------------------------
 
 
 def test_callbacks_inside_a_worker(pool):
@@ -496,7 +496,7 @@ def test_shutdown_inside_a_task(pool1):
         assert outcome.result(LONG) == "done"
 
 
-# Channels in odd places ------------------------------------------------------------------------------
+# Channels in odd places -------------------------------------------------------------------------
 
 
 def test_two_loops_receive_from_one_channel():
@@ -672,7 +672,7 @@ def test_receiver_dropped_while_a_worker_sends(pool):
     assert isinstance(future.exception(LONG), ChannelClosed)
 
 
-# Shared memory --------------------------------------------------------------------------------------
+# Shared memory ----------------------------------------------------------------------------------
 
 
 def test_views_pin_the_memory_of_a_buffer_everywhere(pool):
@@ -709,7 +709,7 @@ def test_view_of_a_view_of_a_buffer_that_came_back(pool):
     assert call(pool, identity, view[5:6])[0] == 55
 
 
-# Odd moments ---------------------------------------------------------------------------------------------
+# Odd moments ------------------------------------------------------------------------------------
 
 
 def test_interpreter_made_in_a_thread_that_ended():
@@ -828,12 +828,10 @@ def test_infinite_map_in_a_generator_that_is_dropped(pool):
 def test_exceptions_in_flight_while_a_result_is_read(pool):
     """result() inside an except block: the contexts are the usual ones."""
     future = pool.submit(fail, PlainError)
-    try:
+    with pytest.raises(PlainError) as caught:
         try:
             raise KeyError("handled here")
         except KeyError:
             future.result(LONG)
-    except PlainError as error:
-        assert isinstance(error.__context__, KeyError) or error.__cause__ is not None
-    else:
-        pytest.fail("no error")
+    error = caught.value
+    assert isinstance(error.__context__, KeyError) or error.__cause__ is not None
