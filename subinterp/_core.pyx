@@ -1909,7 +1909,11 @@ cdef class MapIterator:
             self.cq = si_cq_new()
             if self.cq == NULL:
                 raise MemoryError
-        self.function = owner._function(fn)
+        try:
+            self.function = owner._function(fn)
+        except Exception as exc:
+            from subinterp import _pickling
+            raise _pickling.explain(fn, "fn", exc) from exc
         if self.function is None:
             self.function = self._one_map_function()
         owner.maps[_address(self)] = PyWeakref_NewRef(self, _ForgetMap(owner.maps, _address(self)))

@@ -234,7 +234,8 @@ class InterpreterPool(_core.PoolCore, Executor):
     filters and environment as they are when the pool is made. Arguments and
     results are copied; see `SharedBuffer` and `create_channel` for what is
     shared. A pool may be used from any thread, and sent to other interpreters,
-    where it is a handle on the same workers.
+    where it is a handle on the same workers
+    (which ends with the creator's: a forgotten pool is closed).
 
     Examples
     --------

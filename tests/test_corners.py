@@ -398,8 +398,8 @@ def test_pool_kept_by_a_worker_of_another():
     one.shutdown()
 
 
-def test_pool_kept_by_a_worker_is_not_forgotten():
-    """It lives as long as some interpreter holds it."""
+def test_pool_kept_by_a_worker_ends_with_its_creators_handle():
+    """Else a function that names its pool would keep a forgotten pool for ever."""
 
     def use():
         import _work
@@ -409,9 +409,11 @@ def test_pool_kept_by_a_worker_is_not_forgotten():
     with InterpreterPool(1) as one:
         two = InterpreterPool(1)
         call(one, keep, two)
+        assert call(one, use) == 25
         del two
         gc.collect()
-        assert call(one, use) == 25
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            call(one, use)
 
 
 def test_pool_kept_by_its_own_worker():
