@@ -285,7 +285,8 @@ si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
     if (st == SI_OK) {
         for (si_worker *w = p->workers; w && *n < p->max_workers; w = w->next) {
             uint32_t s = atomic_load(&w->state);
-            if (s != SI_W_STARTING && s != SI_W_IDLE && s != SI_W_RUNNING)
+            /* One that finishes while the pool is open is being recycled. */
+            if (s == SI_W_ENDED || s == SI_W_ABANDONED || s == SI_W_JAILED)
                 continue;
             si_task *t = tasks[(*n)++];
             t->pool = p;
