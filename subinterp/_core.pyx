@@ -1030,8 +1030,10 @@ cdef class _Notifier:
     cdef si_cq *cq
     cdef Context context
     cdef public int64_t outstanding     # posts to come, and pools that forward output
-    cdef public object thread
+    cdef object thread                  # to be joined; None when it is over
     cdef set forwarding                 # PoolHandles whose output is written here
+    cdef bint starting                  # ensure() is at it
+    cdef bint running                   # a thread reads the queue
     cdef bint stopping
 
     def __dealloc__(self):
@@ -1039,9 +1041,14 @@ cdef class _Notifier:
             si_cq_release(self.cq)
 
     cdef int ensure(self) except -1:
-        if self.thread is None:
+        if self.running or self.starting:
+            return 0
+        self.starting = True    # starting a thread lets others come here
+        try:
             from subinterp import _notify
             self.thread = _notify.start(self)
+        finally:
+            self.starting = False
         return 0
 
     def run(self, double linger):
@@ -1052,6 +1059,9 @@ cdef class _Notifier:
         cdef si_cq *cq = self.cq
         if cq == NULL:
             raise TypeError("notifiers are made by futures")
+        if self.running:
+            return      # the queue has one reader
+        self.running = True
         si_name_thread(b"subinterp-notif")
         si_cq_retain(cq)
         try:
@@ -1076,6 +1086,7 @@ cdef class _Notifier:
                     break
         finally:
             self.thread = None
+            self.running = False
             si_cq_release(cq)
 
     cdef int _handle(self, si_node *node) except -1:

@@ -907,3 +907,41 @@ def test_observers_at_the_same_time():
         """
     )
     result.clean()
+
+
+def test_one_notifier_however_many_threads_need_it():
+    """Futures first observed by several threads at once start one notifier."""
+    result = run_script(
+        """
+        import threading, time
+        import subinterp
+        from subinterp import _notify
+
+        started = []
+        start = _notify.start
+
+        def slow_start(notifier):
+            started.append(1)
+            time.sleep(0.1)
+            return start(notifier)
+
+        _notify.start = slow_start
+        barrier = threading.Barrier(4)
+
+        def observe():
+            future = pool.submit(int)
+            called = threading.Event()
+            barrier.wait()
+            future.add_done_callback(lambda future: called.set())
+            assert called.wait(60)
+
+        with subinterp.InterpreterPool(1) as pool:
+            threads = [threading.Thread(target=observe) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        print(len(started))
+        """
+    ).clean()
+    assert result.stdout == "1\n"
