@@ -152,9 +152,11 @@ class Importer:
             if name in _REFUSED:
                 raise ImportError(f"it is not for interpreters beside the main one: {_REFUSED[name]}")
             single_phase, declares = self.loader["facts"](path)
-            if declares:
+            if name in _COPIED:
+                mode = "copy"
+            elif declares:
                 mode = "native"
-            elif not single_phase and name not in _COPIED and path.startswith(self.stdlib):
+            elif not single_phase and path.startswith(self.stdlib):
                 # Multi-phase: its init function only returns a definition.
                 image = self.loader["open"](path, False)
                 module, kind, _ = self.loader["create"](image, spec, suffix, True)
