@@ -126,12 +126,10 @@ static PyObject *open_image(PyObject *self, PyObject *args)
     si_image *image = NULL;
     char *why = NULL;
     si_ret st;
-    Py_BEGIN_ALLOW_THREADS
     st = copy ? si_image_copy(&l->images, PyBytes_AS_STRING(bytes), &image, &why)
               : si_image_native(&l->images, PyBytes_AS_STRING(bytes), &image, &why);
-    Py_END_ALLOW_THREADS
     /* Also if it failed: libraries may have been copied. */
-    l->cx->n_copies = si_images_copies(&l->images);
+    l->cx->n_copies = l->images.n_copies;
     Py_DECREF(bytes);
     if (st != SI_OK)
         return cannot_load(path, st, why);
@@ -249,15 +247,16 @@ static PyObject *execute(PyObject *self, PyObject *args)
     si_loader *l = loader_of(self);
     PyObject *module;
     int kind, bad = 0;
-    if (!l || !PyArg_ParseTuple(args, "O!i:execute", &PyModule_Type, &module, &kind))
+    if (!l || !PyArg_ParseTuple(args, "Oi:execute", &module, &kind))
         return NULL;
+    if (!PyModule_Check(module))
+        Py_RETURN_NONE;     /* Py_mod_create may return anything */
     if (begin_unchecked(l) < 0)
         return NULL;
     if (kind == FROM_SLOTS)
         bad = si_module_exec(module);
     else if (kind == FROM_DEFINITION) {
         PyModuleDef *def = PyModule_GetDef(module);
-        /* Py_mod_create may return an object that is no module of this definition. */
         bad = def ? PyModule_ExecDef(module, def) : PyErr_Occurred() ? -1 : 0;
     }
     end_unchecked(l);
