@@ -16,6 +16,7 @@ void si_extensions_after_fork(void)
 }
 
 static const char IMAGE[] = "subinterp.image", LOADER[] = "subinterp.loader";
+static const char CALLBACK[] = "subinterp.callback";
 
 /* ---- failures ------------------------------------------------------------------- */
 
@@ -312,6 +313,32 @@ static PyObject *checked(PyObject *self, PyObject *args)
     return r;
 }
 
+static void free_callback(PyObject *capsule)
+{
+    free(PyCapsule_GetPointer(capsule, CALLBACK));
+}
+
+/* callback(thunk, entry) -> an object to be kept as long as the thunk */
+static PyObject *callback(PyObject *self, PyObject *args)
+{
+    si_loader *l = loader_of(self);
+    PyObject *thunk;
+    unsigned long long entry;
+    if (!l || !PyArg_ParseTuple(args, "OK:callback", &thunk, &entry))
+        return NULL;
+    bool known;
+    si_callback *c = si_gate_callback(l->gate, thunk, (void *)(uintptr_t)entry, &known);
+    if (!c && known)
+        return PyErr_NoMemory();
+    if (!c) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "callbacks cannot be made in this interpreter: this Python's _ctypes is not "
+                        "one that subinterp knows how to bind to it");
+        return NULL;
+    }
+    return PyCapsule_New(c, CALLBACK, free_callback);
+}
+
 static PyMethodDef functions[] = {
     {"facts", facts, METH_O, NULL},
     {"open", open_image, METH_VARARGS, NULL},
@@ -320,6 +347,7 @@ static PyMethodDef functions[] = {
     {"declares", declares, METH_O, NULL},
     {"unchecked", unchecked, METH_VARARGS, NULL},
     {"checked", checked, METH_VARARGS, NULL},
+    {"callback", callback, METH_VARARGS, NULL},
 };
 
 /* The functions are gone: the interpreter ends. */
