@@ -119,7 +119,8 @@ class Importer:
         try:
             return self._create(spec, name, path, mode)
         except ImportError as exc:
-            raise _explained(exc, name, path)
+            _explain(exc, name, path)
+            raise
         finally:
             self.creating.discard(key)
 
@@ -250,16 +251,15 @@ def _thread_id() -> int:
     return get_ident()
 
 
-def _explained(exc: ImportError, name: str, path: str) -> ImportError:
-    """Name the module and its file, unless the error speaks of another one already."""
+def _explain(exc: ImportError, name: str, path: str) -> None:
+    """Have it name the module and its file, unless it speaks of another one already."""
     if exc.name is not None:
-        return exc
+        return
     text = str(exc)
     if path not in text:
         text = f"{path}: {text}"
-    new = ImportError(f"extension module {name} cannot be loaded: {text}", name=name, path=path)
-    new.__cause__, new.__suppress_context__ = exc.__cause__, True
-    return new
+    exc.msg = f"extension module {name} cannot be loaded: {text}"
+    exc.args, exc.name, exc.path = (exc.msg,), name, path
 
 
 _importer: "Importer | None" = None
