@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -175,12 +176,44 @@ def _stream_options(name: str) -> dict[str, Any] | None:
     }
 
 
+_installed: list[str] | None = None
+
+
+def _installed_folders() -> list[str]:
+    """Folders of the standard library and of installed packages, with a slash at the end.
+
+    What a parked interpreter has imported from elsewhere it forgets.
+    """
+    global _installed
+    if _installed is None:
+        import site
+
+        scheme = sysconfig.get_paths()
+        folders = [scheme[k] for k in ("stdlib", "platstdlib", "purelib", "platlib")]
+        version = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+        folders += [f"{prefix}/lib/{version}" for prefix in (sys.base_prefix, sys.base_exec_prefix)]
+        folders += site.getsitepackages()
+        folders.append(site.getusersitepackages())
+        folders += [os.path.realpath(folder) for folder in folders]
+        _installed = sorted({os.path.join(folder, "") for folder in folders})
+    return _installed
+
+
+def _creation_key(options: dict[str, Any]) -> str:
+    """Tell interpreters apart that were created with different options."""
+    extensions = options.get("extensions")
+    if isinstance(extensions, dict):
+        extensions = sorted(extensions.items())
+    return f"extensions={extensions!r}"
+
+
 def _boot_options(name: str) -> dict[str, Any]:
     stdout, stderr = _stream_options("stdout"), _stream_options("stderr")
     return {
         "worker_code": _code_for_workers(),
         "package": _package_folder(),
         "core": _core.__file__,
+        "installed": _installed_folders(),
         "name": name,
         "path": [p if isinstance(p, str) else os.fspath(p) for p in sys.path],
         "argv": [str(a) for a in getattr(sys, "argv", [""])],
@@ -271,11 +304,13 @@ class InterpreterPool(_core.PoolCore, Executor):
                 raise ValueError("max_tasks_per_child must be >= 1")
         name = thread_name_prefix or f"interp{next(_pool_numbers)}"
         _prepare_interpreter()
+        options = _boot_options(name)
         self._open(
             max_workers,
             max_tasks_per_child or 0,
             name,
-            _boot_options(name),
+            _creation_key(options),
+            options,
             initializer,
             tuple(initargs),
         )
@@ -468,4 +503,5 @@ def _prepare_interpreter() -> None:
     threading._register_atexit(_core.close_pools_of_this_interpreter)  # type: ignore[attr-defined]
     if _core.current_interpreter_id() == 0:
         atexit.register(_core.abandon_workers, EXIT_GRACE)
+        _core.arm_parking(max(4, 2 * usable_cpus()))
     _prepared = True
