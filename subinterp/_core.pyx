@@ -1031,9 +1031,9 @@ cdef class _Notifier:
     cdef si_cq *cq
     cdef Context context
     cdef public int64_t outstanding     # posts to come, and pools that forward output
-    cdef object thread                  # to be joined; None when it is over
+    cdef object thread                  # the last one started, to be joined; or None
     cdef set forwarding                 # PoolHandles whose output is written here
-    cdef bint starting                  # ensure() is at it
+    cdef bint starting                  # ensure() is at it, or the thread is on its way to run()
     cdef bint running                   # a thread reads the queue
     cdef bint stopping
 
@@ -1048,8 +1048,9 @@ cdef class _Notifier:
         try:
             from subinterp import _notify
             self.thread = _notify.start(self)
-        finally:
+        except BaseException:
             self.starting = False
+            raise
         return 0
 
     def run(self, double linger):
@@ -1063,6 +1064,7 @@ cdef class _Notifier:
         if self.running:
             return      # the queue has one reader
         self.running = True
+        self.starting = False
         si_name_thread(b"subinterp-notif")
         si_cq_retain(cq)
         try:
@@ -1086,7 +1088,6 @@ cdef class _Notifier:
                 elif st == SI_FORKED:
                     break
         finally:
-            self.thread = None
             self.running = False
             si_cq_release(cq)
 
@@ -1119,7 +1120,7 @@ cdef class _Notifier:
 
     def stop(self):
         """Publish what is there, then end. (At the end of the interpreter.)"""
-        thread = self.thread
+        thread = self.thread    # one that is over is joined as well: to its very end
         self.stopping = True
         si_cq_nudge(self.cq)
         if thread is not None:
@@ -2460,7 +2461,8 @@ cdef class ChannelEnd:
             si_channel_drop_count(self.handle.channel, self.handle.side)
 
     cdef int _need_open(self) except -1:
-        if not self.open or self.handle.channel == NULL:
+        # Not counted: given up with its interpreter's last pool (see si_park.h).
+        if not self.open or self.handle.channel == NULL or not si_handle_counted(&self.handle):
             raise _errors().ChannelClosed("this channel end is closed")
         return 0
 

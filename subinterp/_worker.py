@@ -427,7 +427,7 @@ class _Pristine:
         self.builtins = dict(vars(builtins))
         self.sys = dict(vars(sys))
         self.lists = {k: list(v) for k, v in self.sys.items() if type(v) is list}
-        self.filters: Any = _warnings.filters  # type: ignore[attr-defined]
+        self.filters: Any = _warnings.filters
         self.filters_items = list(self.filters)
         self.gc = gc.isenabled(), gc.get_threshold(), gc.get_debug(), list(gc.callbacks)
         self.environ: Any = getattr(sys.modules.get("os"), "environ", None)
@@ -465,8 +465,8 @@ def park() -> bool:
     if core is not None:
         core.close_pools_of_this_interpreter()
     flush()
-    if _pristine is None or _thread._count():
-        return False  # a thread that a task left, or an idle executor's
+    if _pristine is None or _threads_left():
+        return False
     _restore_settings(_pristine)
     _drop_modules()
     _restore_namespaces(_pristine)
@@ -474,7 +474,20 @@ def park() -> bool:
     import gc
 
     gc.collect()
-    return not _thread._count()
+    return not _threads_left()
+
+
+def _threads_left() -> bool:
+    """Return True if threads of tasks run on, or those of an idle executor."""
+    if _thread._count():
+        from time import sleep
+
+        for _ in range(20):
+            sleep(0.001)  # one may be on its last steps
+            if not _thread._count():
+                return False
+        return True
+    return False
 
 
 def renew(environment: "dict[bytes, bytes]") -> None:
@@ -538,7 +551,7 @@ def _is_installed(name: str, module: object) -> "bool | None":
 
 def _drop_modules() -> None:
     """Forget modules from outside the standard library and installed packages."""
-    modules = sys.modules
+    modules: Any = sys.modules  # tasks may have put anything there
     found: dict[str, bool | None] = {}
     for name, module in list(modules.items()):
         if module is None:
@@ -612,7 +625,7 @@ def _restore_modules(pristine: _Pristine) -> None:
 
     modules: Any = sys.modules
     _put_filters(_warnings, pristine.filters, pristine.filters_items)
-    _warnings._onceregistry.clear()  # type: ignore[attr-defined]
+    _warnings._onceregistry.clear()
     if warnings := modules.get("warnings"):
         warnings.filters = pristine.filters
         warnings.showwarning = warnings._showwarning_orig
