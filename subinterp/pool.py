@@ -249,8 +249,8 @@ class InterpreterPool(_core.PoolCore, Executor):
     initargs : tuple
         Arguments of `initializer`.
     max_tasks_per_child : int, optional
-        Tasks after which a worker's interpreter is replaced by a fresh one.
-        None: never.
+        Tasks after which a worker's interpreter is replaced by a fresh one,
+        never by a parked one (see `set_parked_limit`). None: never.
 
     Raises
     ------
@@ -264,7 +264,8 @@ class InterpreterPool(_core.PoolCore, Executor):
     Notes
     -----
     Workers start with the creator's ``sys.path``, ``sys.argv``, warning
-    filters and environment as they are when the pool is made. Arguments and
+    filters and environment as they are when the pool is made; one that takes a
+    parked interpreter as well. Arguments and
     results are copied; see `SharedBuffer` and `create_channel` for what is
     shared. A pool may be used from any thread, and sent to other interpreters,
     where it is a handle on the same workers

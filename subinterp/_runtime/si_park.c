@@ -1,15 +1,18 @@
 #include "si_park.h"
 
-/* Guards: the list, the limit, and who gives a parked thread its order. */
+/* Guards: what follows, and who gives a parked thread its order. */
 static si_mutex park_mu;
-static si_worker *parked;       /* the one parked last comes first */
+/* The one parked last comes first. */
+static si_worker *parked;
 static int n_parked;
-static int limit = -1;          /* -1: not said yet */
+/* -1: not said yet. */
+static int limit = -1;
+/* Exit of the process will see to parked interpreters; and: it has begun to. */
 static bool armed;
 static bool closed;
 
-/* It is off the list. Woken under the mutex: as soon as it has seen its order
- * it may be gone. */
+/* It is off the list. As soon as the thread has seen its order and had the
+ * mutex, it may free the struct. */
 static void order_locked(si_worker *p, si_order order)
 {
     if (order != SI_ORDER_SERVE) {
@@ -78,6 +81,9 @@ si_order si_park_wait(si_worker *p)
     uint32_t order;
     while ((order = atomic_load_explicit(&p->wake, memory_order_acquire)) == SI_ORDER_NONE)
         (void)si_futex_wait(&p->wake, SI_ORDER_NONE, SI_FOREVER);
+    /* Whoever gave the order is done with `p`. */
+    si_lock(&park_mu);
+    si_unlock(&park_mu);
     return (si_order)order;
 }
 
