@@ -35,6 +35,7 @@ _HOMES = {
     "RecvChannel": "channels",
     "SendChannel": "channels",
     "SharedBuffer": "buffers",
+    "set_parked_limit": "_core",
     "set_spin_time": "_core",
     "SubinterpError": "errors",
     "NotSendableError": "errors",
@@ -54,7 +55,7 @@ _MODULES = ("interpreters", "pool", "channels", "buffers", "errors")
 
 if TYPE_CHECKING:
     from subinterp import buffers, channels, errors, interpreters, pool
-    from subinterp._core import set_spin_time
+    from subinterp._core import set_parked_limit, set_spin_time
     from subinterp.buffers import SharedBuffer
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
     from subinterp.errors import (
@@ -100,6 +101,7 @@ __all__ = [
     "interpreters",
     "pool",
     "select",
+    "set_parked_limit",
     "set_spin_time",
 ]
 
