@@ -515,11 +515,13 @@ def _explain_main(result: Result, main: Run, event: dict[str, Any] | None) -> No
 def _judge_workers(result: Result, run: Run, not_in_main: set[str]) -> None:
     together, following, again = (run.get(f"{at} done") for at in ("together", "next", "again"))
     outcomes = list(together["outcomes"]) if together else []
-    result.seconds["together"] = [outcome["seconds"] for outcome in outcomes]
+    if all(outcome["error"] is None for outcome in outcomes):  # else: the time until it failed
+        result.seconds["together"] = [outcome["seconds"] for outcome in outcomes]
     if following:
         outcomes.append(following["outcome"])
-        result.seconds["next"] = following["outcome"]["seconds"]
-        result.memory["next"] = following["memory"]
+        if following["outcome"]["error"] is None:
+            result.seconds["next"] = following["outcome"]["seconds"]
+            result.memory["next"] = following["memory"]
     if again:
         outcomes.append(again["outcome"])
     _list_extensions(result, outcomes)
@@ -755,7 +757,7 @@ def as_json(results: Sequence[Result], extensions: str) -> str:
         summary[result.status] += 1
     document = {
         "schema": SCHEMA,
-        "subinterp": importlib.metadata.version("subinterp"),
+        "subinterp": own_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -764,6 +766,14 @@ def as_json(results: Sequence[Result], extensions: str) -> str:
         "modules": [asdict(result) for result in results],
     }
     return json.dumps(document, indent=2)
+
+
+def own_version() -> str:
+    """Return this library's version; "unknown" where it runs without being installed."""
+    try:
+        return importlib.metadata.version("subinterp")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _seconds(value: float | None, main: float | None) -> str:
