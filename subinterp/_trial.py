@@ -56,9 +56,10 @@ def extensions() -> "dict[str, str]":
 
     suffixes = tuple(EXTENSION_SUFFIXES)
     found = {}
-    for name, module in list(sys.modules.items()):
-        path = getattr(getattr(module, "__spec__", None), "origin", None)
-        if isinstance(path, str) and path.endswith(suffixes):
+    for module in list(sys.modules.values()):
+        spec = getattr(module, "__spec__", None)
+        name, path = getattr(spec, "name", None), getattr(spec, "origin", None)
+        if isinstance(name, str) and isinstance(path, str) and path.endswith(suffixes):
             found[name] = "native"
     return found
 

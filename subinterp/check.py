@@ -417,6 +417,9 @@ class Result:
     copies, native : list of str
         Extension modules that workers loaded as private copies, and as they are; those of the
         standard library only if the module itself is from there.
+    missing : list of str
+        Extension modules that main loaded, and workers did without: the package has something
+        to fall back on.
     seconds : dict
         Time of the import in seconds: "main" (a main interpreter alone), "together" (a list:
         two workers at once), "next" (one more worker).
@@ -444,6 +447,7 @@ class Result:
     compiled: int = 0
     copies: list[str] = field(default_factory=list)
     native: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     seconds: dict[str, Any] = field(
         default_factory=lambda: {"main": None, "together": [], "next": None}
     )
@@ -496,7 +500,7 @@ def judge(target: Target, main: Run, workers: Run | None) -> Result:
         how, _ = _how_it_ended(main)
         result.notes.append(f"in main alone it {how} at exit, too")
     if workers is not None:
-        _judge_workers(result, workers, set(outcome["deep"]))
+        _judge_workers(result, workers, outcome)
     return result
 
 
@@ -512,7 +516,7 @@ def _explain_main(result: Result, main: Run, event: dict[str, Any] | None) -> No
     _note_end(result, main)
 
 
-def _judge_workers(result: Result, run: Run, not_in_main: set[str]) -> None:
+def _judge_workers(result: Result, run: Run, in_main: dict[str, Any]) -> None:
     together, following, again = (run.get(f"{at} done") for at in ("together", "next", "again"))
     outcomes = list(together["outcomes"]) if together else []
     if all(outcome["error"] is None for outcome in outcomes):  # else: the time until it failed
@@ -525,6 +529,10 @@ def _judge_workers(result: Result, run: Run, not_in_main: set[str]) -> None:
     if again:
         outcomes.append(again["outcome"])
     _list_extensions(result, outcomes)
+    if together and all(outcome["error"] is None for outcome in together["outcomes"]):
+        both = [set(outcome["extensions"]) for outcome in together["outcomes"]]
+        missing = set(in_main["extensions"]).difference(set.intersection(*both))
+        result.missing = sorted(_own(missing, result.module))
     if together and together["in_main"]:
         result.notes.append("a worker's import ran it in the main interpreter")
     said = _first_line(run.said_at_exit())
@@ -539,7 +547,7 @@ def _judge_workers(result: Result, run: Run, not_in_main: set[str]) -> None:
     if result.stage is None:
         for outcome in outcomes:
             for name, error in outcome["deep"].items():
-                if name not in not_in_main:
+                if name not in in_main["deep"]:
                     result.failures.setdefault(name, _error_line(error))
                     if result.stage is None:
                         _fail(result, "together", error, name)
@@ -661,14 +669,19 @@ def _shorten(text: str, width: int = 200) -> str:
 
 def _list_extensions(result: Result, outcomes: Iterable[dict[str, Any]]) -> None:
     kinds: dict[str, str] = {}
-    standard = _is_standard(result.module)
     for outcome in outcomes:
-        for name, kind in outcome["extensions"].items():
+        for name in _own(outcome["extensions"], result.module):
             # A copy in one worker and the original in a later one: a copy.
-            if (standard or not _is_standard(name)) and kinds.get(name) != "copy":
-                kinds[name] = kind
+            if kinds.get(name) != "copy":
+                kinds[name] = outcome["extensions"][name]
     result.copies = sorted(name for name, kind in kinds.items() if kind == "copy")
     result.native = sorted(name for name, kind in kinds.items() if kind == "native")
+
+
+def _own(names: Iterable[str], module: str) -> list[str]:
+    """Leave out the standard library's extension modules, unless `module` is from there."""
+    standard = _is_standard(module)
+    return [name for name in names if standard or not _is_standard(name)]
 
 
 def _is_standard(name: str) -> bool:
@@ -792,15 +805,21 @@ def _megabytes(value: int | None) -> str:
 
 def explain(result: Result) -> str:
     """Return in one line why a module's status is what it is."""
-    if result.status == "copy":
-        text = _count(len(result.copies), "private copy", "private copies")
-        return text + (f", {len(result.native)} as is" if result.native else "")
-    if result.status == "native":
-        return f"{_count(len(result.native), 'extension module')} as is"
-    if result.status == "pure":
-        if result.compiled:
-            return f"imports none of its {_count(result.compiled, 'extension module')}: try --deep"
-        return "no extension modules"
+    if result.ok:
+        parts = []
+        if result.copies:
+            parts.append(_count(len(result.copies), "private copy", "private copies"))
+            if result.native:
+                parts.append(f"{len(result.native)} as is")
+        elif result.native:
+            parts.append(f"{_count(len(result.native), 'extension module')} as is")
+        if result.missing:
+            names = ", ".join(result.missing[:2]) + (", ..." if len(result.missing) > 2 else "")
+            parts.append(f"without {len(result.missing)} that main has ({names})")
+        if not parts and result.compiled:
+            n = _count(result.compiled, "extension module")
+            parts.append(f"imports none of its {n}: try --deep")
+        return ", ".join(parts) or "no extension modules"
     more = len(result.failures) - 1
     return (result.reason or "") + (f" (and {more} more)" if more > 0 else "")
 
@@ -848,7 +867,11 @@ def as_text(results: Sequence[Result], *, verbose: bool = False, width: int = 0)
 
 def _details(result: Result) -> list[str]:
     lines = []
-    for title, names in (("copies", result.copies), ("as is", result.native)):
+    for title, names in (
+        ("copies", result.copies),
+        ("as is", result.native),
+        ("in main only", result.missing),
+    ):
         if names:
             lines += textwrap.wrap(
                 f"{title}: {', '.join(names)}",

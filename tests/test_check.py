@@ -566,6 +566,23 @@ def test_a_copy_in_one_worker_is_a_copy():
     assert conclude(events).copies == ["pkg.a"]
 
 
+def test_what_workers_do_without():
+    main = main_run(outcome=outcome(extensions={"pkg.a": "native", "pkg.b": "native", "_x": "?"}))
+    events = worker_events({"pkg.a": "native"})
+    result = conclude(events, main_run=main)
+    assert (result.status, result.missing) == ("native", ["_x", "pkg.b"])
+    assert checking.explain(result) == (
+        "1 extension module as is, without 2 that main has (_x, pkg.b)"
+    )
+
+
+def test_a_package_that_falls_back(tmp_path, find):
+    build(tmp_path, "fallback_c", SINGLE_PHASE)
+    write(tmp_path, "fallback", "try: import fallback_c\nexcept ImportError: pass")
+    result, status = find("fallback")
+    assert (result.status, result.missing, status) == ("pure", ["fallback_c"], 0)
+
+
 def test_modules_of_the_standard_library_count_only_for_their_own():
     kinds = {"_ctypes": "copy", "_json": "native"}
     assert conclude(worker_events(kinds)).status == "pure"
