@@ -201,7 +201,7 @@ def in_workers(config: "dict[str, Any]", source: str) -> None:
     try_import(name, [], fd)
     report(fd, at="again")
     with InterpreterPool(1, **options) as pool:
-        outcome = pool.submit(eval, *task([])).result()
+        outcome = pool.submit(eval, *task(config["deep"])).result()
         report(fd, at="again done", outcome=outcome)
         report(fd, at="end again")
     leave(fd)

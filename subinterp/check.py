@@ -670,10 +670,10 @@ def _shorten(text: str, width: int = 200) -> str:
 def _list_extensions(result: Result, outcomes: Iterable[dict[str, Any]]) -> None:
     kinds: dict[str, str] = {}
     for outcome in outcomes:
+        # The first workers get copies of those that declare support as well: they are asked
+        # there. So later ones tell more.
         for name in _own(outcome["extensions"], result.module):
-            # A copy in one worker and the original in a later one: a copy.
-            if kinds.get(name) != "copy":
-                kinds[name] = outcome["extensions"][name]
+            kinds[name] = outcome["extensions"][name]
     result.copies = sorted(name for name, kind in kinds.items() if kind == "copy")
     result.native = sorted(name for name, kind in kinds.items() if kind == "native")
 
@@ -730,7 +730,7 @@ def check(
     -----
     Blocks until all are done. KeyboardInterrupt ends the processes that run.
     """
-    options: dict[str, object] = {} if extensions == "strict" else {"extensions": extensions}
+    options = {"extensions": extensions}
     stop = threading.Event()
 
     def try_one(number: int, target: Target) -> Result:

@@ -560,10 +560,14 @@ def test_copies():
     assert result.seconds == {"main": 0.1, "together": [0.25, 0.25], "next": 0.25}
 
 
-def test_a_copy_in_one_worker_is_a_copy():
-    events = worker_events({"pkg.a": "copy"})
-    events[3] = {**events[3], "outcome": outcome(extensions={"pkg.a": "native"})}
-    assert conclude(events).copies == ["pkg.a"]
+def test_what_later_workers_load_as_it_is_declares_its_support():
+    events = worker_events({"pkg.a": "copy", "pkg.b": "copy"})
+    later = outcome(extensions={"pkg.a": "native", "pkg.b": "copy"})
+    for event in events:
+        if "outcome" in event:
+            event["outcome"] = later
+    result = conclude(events)
+    assert (result.copies, result.native) == (["pkg.b"], ["pkg.a"])
 
 
 def test_what_workers_do_without():
