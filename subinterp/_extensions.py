@@ -150,7 +150,9 @@ class Importer:
             suffix = "U_" + short.encode("punycode").decode().replace("-", "_")
         if mode == "auto":
             if name in _REFUSED:
-                raise ImportError(f"it is not for interpreters beside the main one: {_REFUSED[name]}")
+                raise ImportError(
+                    f"it is not for interpreters beside the main one: {_REFUSED[name]}"
+                )
             single_phase, declares = self.loader["facts"](path)
             if declares:
                 mode = "native"

@@ -46,22 +46,24 @@ def first_line(exc: BaseException) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def extensions() -> "dict[str, str]":
-    """Return name -> kind ("native", "copy", "builtin") of the extension modules here."""
-    loader: Any = sys.modules.get("subinterp._extensions")
-    if loader is not None:
-        kinds: dict[str, str] = dict(loader.loaded())
-        return kinds
+def present() -> "set[str]":
+    """Return the names of the modules here that came from the files of extension modules."""
     from importlib.machinery import EXTENSION_SUFFIXES
 
     suffixes = tuple(EXTENSION_SUFFIXES)
-    found = {}
+    found = set()
     for module in list(sys.modules.values()):
         spec = getattr(module, "__spec__", None)
         name, path = getattr(spec, "name", None), getattr(spec, "origin", None)
         if isinstance(name, str) and isinstance(path, str) and path.endswith(suffixes):
-            found[name] = "native"
+            found.add(name)
     return found
+
+
+def loaded() -> "dict[str, str]":
+    """Return name -> kind ("native", "copy", "builtin") of the extension modules loaded here."""
+    loader: Any = sys.modules.get("subinterp._extensions")
+    return dict.fromkeys(present(), "native") if loader is None else dict(loader.loaded())
 
 
 def wrote_bytecode(since: float) -> bool:
@@ -89,7 +91,7 @@ def try_import(name: str, deep: "list[str]", fd: int) -> "dict[str, Any]":
 
     Each step is announced in the report `fd`, with the name of what is imported.
     """
-    before = extensions()
+    before, present_before = loaded(), present()
     outcome: dict[str, Any] = {"error": None, "deep": {}}
     announce(fd, "importing", name)
     started = time.perf_counter()
@@ -98,6 +100,7 @@ def try_import(name: str, deep: "list[str]", fd: int) -> "dict[str, Any]":
     except BaseException as exc:
         outcome["error"] = describe(exc)
     outcome["seconds"] = time.perf_counter() - started
+    outcome["present"] = sorted(present() - present_before)
     if outcome["error"] is None:
         for other in deep:
             announce(fd, "importing", other)
@@ -108,7 +111,7 @@ def try_import(name: str, deep: "list[str]", fd: int) -> "dict[str, Any]":
         # Visit every object that the module made.
         announce(fd, "collecting", name)
         gc.collect()
-    outcome["extensions"] = {k: v for k, v in extensions().items() if k not in before}
+    outcome["loaded"] = {k: v for k, v in loaded().items() if k not in before}
     announce(fd, "imported", name)
     return outcome
 

@@ -530,8 +530,8 @@ def _judge_workers(result: Result, run: Run, in_main: dict[str, Any]) -> None:
         outcomes.append(again["outcome"])
     _list_extensions(result, outcomes)
     if together and all(outcome["error"] is None for outcome in together["outcomes"]):
-        both = [set(outcome["extensions"]) for outcome in together["outcomes"]]
-        missing = set(in_main["extensions"]).difference(set.intersection(*both))
+        both = [set(outcome["present"]) for outcome in together["outcomes"]]
+        missing = set(in_main["present"]).difference(set.intersection(*both))
         result.missing = sorted(_own(missing, result.module))
     if together and together["in_main"]:
         result.notes.append("a worker's import ran it in the main interpreter")
@@ -672,8 +672,8 @@ def _list_extensions(result: Result, outcomes: Iterable[dict[str, Any]]) -> None
     for outcome in outcomes:
         # The first workers get copies of those that declare support as well: they are asked
         # there. So later ones tell more.
-        for name in _own(outcome["extensions"], result.module):
-            kinds[name] = outcome["extensions"][name]
+        for name in _own(outcome["loaded"], result.module):
+            kinds[name] = outcome["loaded"][name]
     result.copies = sorted(name for name, kind in kinds.items() if kind == "copy")
     result.native = sorted(name for name, kind in kinds.items() if kind == "native")
 

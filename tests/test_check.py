@@ -509,7 +509,8 @@ def test_what_is_tried_by_default(tmp_path):
 
 
 def outcome(error=None, **values):
-    return {"error": error, "seconds": 0.25, "extensions": {}, "deep": {}, **values}
+    loaded = values.setdefault("loaded", {})
+    return {"error": error, "seconds": 0.25, "present": list(loaded), "deep": {}, **values}
 
 
 def error(kind="ImportError", text="no", chain=None):
@@ -528,8 +529,8 @@ def main_run(**values):
     return Run([{**event, **values}, {"at": "exit", "stderr": 0}], 0)
 
 
-def worker_events(extensions, until="exit", **deep):
-    one = outcome(extensions=extensions, deep=deep)
+def worker_events(loaded, until="exit", **deep):
+    one = outcome(loaded=loaded, deep=deep)
     events = [
         {"at": "together"},
         {"at": "together done", "outcomes": [one, one], "in_main": False},
@@ -562,7 +563,7 @@ def test_copies():
 
 def test_what_later_workers_load_as_it_is_declares_its_support():
     events = worker_events({"pkg.a": "copy", "pkg.b": "copy"})
-    later = outcome(extensions={"pkg.a": "native", "pkg.b": "copy"})
+    later = outcome(loaded={"pkg.a": "native", "pkg.b": "copy"})
     for event in events:
         if "outcome" in event:
             event["outcome"] = later
@@ -571,7 +572,7 @@ def test_what_later_workers_load_as_it_is_declares_its_support():
 
 
 def test_what_workers_do_without():
-    main = main_run(outcome=outcome(extensions={"pkg.a": "native", "pkg.b": "native", "_x": "?"}))
+    main = main_run(outcome=outcome(loaded={"pkg.a": "native", "pkg.b": "native", "_x": "?"}))
     events = worker_events({"pkg.a": "native"})
     result = conclude(events, main_run=main)
     assert (result.status, result.missing) == ("native", ["_x", "pkg.b"])
