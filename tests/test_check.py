@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -24,14 +25,18 @@ TIMEOUT = 100.0
 # Seconds for one that never will: enough to get as far as hanging.
 SHORT = 12.0
 
-# A module with one method and the slots in SLOTS; `where` tells main from workers.
+only_with_copies = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="private copies are made on x86-64 only"
+)
+
+# An extension module that executes `run`; `in_worker` tells workers from main.
 MODULE = r"""
     #include <signal.h>
     #include <stdlib.h>
     #include <unistd.h>
     static int in_worker(void)
     {
-        return PyInterpreterState_Get() != PyInterpreterState_Main();
+        return PyInterpreterState_GetID(PyInterpreterState_Get()) != 0;
     }
     %(code)s
     static int run(PyObject *m)
@@ -120,21 +125,76 @@ def test_memory_of_one_more_interpreter(tmp_path, find):
     assert size <= result.memory["next"] < 2 * size
 
 
-@pytest.mark.parametrize("kind", ["undeclared", "single_phase", "refusing"])
-def test_strict_refuses_what_does_not_declare_support(kind, tmp_path, find):
-    if kind == "single_phase":
-        build(tmp_path, kind, SINGLE_PHASE)
-    elif kind == "undeclared":
-        extension(tmp_path, kind, slots="")
+NOT_SUPPORTED = "{Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},"
+
+
+@pytest.fixture(params=["undeclared", "single_phase", "refusing"])
+def undeclared(request, tmp_path):
+    """The name of an extension module that does not declare support."""
+    if request.param == "single_phase":
+        build(tmp_path, request.param, SINGLE_PHASE)
     else:
-        slot = "{Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},"
-        extension(tmp_path, kind, slots=slot)
-    result, status = find(kind)
+        slots = NOT_SUPPORTED if request.param == "refusing" else ""
+        extension(tmp_path, request.param, slots=slots)
+    return request.param
+
+
+def test_strict_refuses_what_does_not_declare_support(undeclared, find):
+    result, status = find(undeclared)
     assert (result.status, result.ok, result.stage) == ("refused", False, "together")
-    assert kind in result.reason and "support" in result.reason
+    assert undeclared in result.reason and "support" in result.reason
     assert result.seconds["main"] > 0 and result.seconds["together"] == []
     assert "ImportError" in result.output
     assert status == 1
+
+
+@only_with_copies
+def test_auto_copies_what_does_not_declare_support(undeclared, find):
+    result, status = find(undeclared, extensions="auto")
+    assert (result.status, result.ok, result.reason) == ("copy", True, None)
+    assert (result.copies, result.native, result.missing) == ([undeclared], [], [])
+    assert len(result.seconds["together"]) == 2 and result.seconds["next"] > 0
+    assert result.notes == []
+    assert status == 0
+
+
+@pytest.mark.parametrize("mode", ["auto", "native"])
+def test_a_module_that_declares_support_in_other_modes(mode, tmp_path, find):
+    extension(tmp_path, "declares")
+    result, status = find("declares", extensions=mode)
+    assert (result.status, result.native, result.copies) == ("native", ["declares"], [])
+    assert (result.notes, status) == ([], 0)
+
+
+@only_with_copies
+def test_native_loads_everything_as_it_is(tmp_path, find):
+    extension(tmp_path, "undeclared", slots="")
+    result, status = find("undeclared", extensions="native")
+    assert (result.status, result.native, status) == ("native", ["undeclared"], 0)
+
+
+@only_with_copies
+def test_a_copy_that_crashes(tmp_path, find):
+    extension(tmp_path, "touchy", slots="", run="if (in_worker()) raise(SIGSEGV);")
+    result, status = find("touchy", extensions="auto")
+    assert (result.status, result.stage, result.signal) == ("crashes", "together", "SIGSEGV")
+    assert status == 1
+
+
+@only_with_copies
+def test_a_copy_that_crashes_at_the_end(tmp_path, find):
+    extension(
+        tmp_path,
+        "farewell",
+        slots="",
+        code="static void leave(void *m) { if (in_worker()) raise(SIGSEGV); }",
+        fields=".m_free = leave",
+    )
+    result, status = find("farewell", extensions="auto")
+    # Its interpreter may be kept for later, and end with the process.
+    assert (result.status, result.signal) == ("crashes", "SIGSEGV")
+    assert result.stage in ("end", "end again", "exit")
+    assert (result.copies, status) == (["farewell"], 1)
 
 
 def test_one_that_raises_in_workers(tmp_path, find):
