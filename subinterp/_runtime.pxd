@@ -248,3 +248,6 @@ cdef extern from "si_process.h" nogil:
     void si_store_cost(si_function *f, int64_t cost)
     int64_t si_load_cost(si_function *f)
     void si_store_refs(si_task *t, int refs)
+
+cdef extern from "si_gate.h":
+    const char *si_gate_unsupported() nogil
