@@ -467,7 +467,9 @@ static int execute(PyObject *module) {
     return 0;
 }
 
+#ifndef SINGLE
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
+#endif
 
 static struct PyModuleDef def = {
     PyModuleDef_HEAD_INIT,
@@ -487,7 +489,6 @@ PyMODINIT_FUNC INIT(void) {
     }
     return module;
 #else
-    (void)slots;
     return PyModuleDef_Init(&def);
 #endif
 }

@@ -51,9 +51,14 @@ def explain(module):
 
 
 def loaded():
-    """Return how this interpreter has loaded its extension modules: name -> way."""
+    """Return how this interpreter has loaded extension modules, but for Python's own: name -> way."""
     extensions = sys.modules.get("subinterp._extensions")
-    return {} if extensions is None else dict(extensions.loaded())
+    ways = {} if extensions is None else extensions.loaded()
+    return {
+        name: way
+        for name, way in ways.items()
+        if name.partition(".")[0] not in sys.stdlib_module_names
+    }
 
 
 def forget(*names):
