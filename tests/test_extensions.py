@@ -774,7 +774,7 @@ def test_import_after_removal_and_reload(site, flags):
 
 
 def test_import_cycle(site):
-    site.build("ext", RUNS, '-DCODE="import partner\nvalue = partner.value"')
+    site.build("ext", RUNS, '-DCODE="import partner\\nvalue = partner.value"')
     site.write("partner.py", "import ext\nvalue = 42\n")
     site.write("reads.py", "import ext\ndef value():\n    return ext.value\n")
     site.run("""
