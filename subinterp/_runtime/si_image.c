@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <link.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,14 +46,6 @@ static _Atomic uint64_t next_copy = 1;
 void si_images_after_fork(void)
 {
     atomic_store(&declared_mu.word, 0);
-}
-
-uint32_t si_images_copies(si_images *images)
-{
-    si_lock(&images->mu);
-    uint32_t n = images->n_copies;
-    si_unlock(&images->mu);
-    return n;
 }
 
 void si_images_free(si_images *images)
@@ -536,11 +529,32 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
+/* True: to be given back with end_opening. */
+static bool begin_opening(si_images *images)
+{
+    uintptr_t self = (uintptr_t)pthread_self();
+    if (atomic_load(&images->holder) == self)
+        return false;   /* a constructor imports something */
+    Py_BEGIN_ALLOW_THREADS
+    si_lock(&images->mu);
+    Py_END_ALLOW_THREADS
+    atomic_store(&images->holder, self);
+    return true;
+}
+
+static void end_opening(si_images *images, bool begun)
+{
+    if (begun) {
+        atomic_store(&images->holder, 0);
+        si_unlock(&images->mu);
+    }
+}
+
 si_ret si_image_copy(si_images *images, const char *path, si_image **image, char **why)
 {
     source s;
     *why = NULL;
-    si_lock(&images->mu);
+    bool begun = begin_opening(images);
     si_ret st = open_source(&s, path, why);
     if (st == SI_OK) {
         *image = find_image(images, &s.id, true);
@@ -548,7 +562,7 @@ si_ret si_image_copy(si_images *images, const char *path, si_image **image, char
             st = copy_source(images, &s, path, base_name(path), false, NULL, image, why);
         close_source(&s);
     }
-    si_unlock(&images->mu);
+    end_opening(images, begun);
     return st;
 }
 
@@ -556,7 +570,7 @@ si_ret si_image_native(si_images *images, const char *path, si_image **image, ch
 {
     source s;
     *why = NULL;
-    si_lock(&images->mu);
+    bool begun = begin_opening(images);
     /* Looked at first: mapping a truncated file would kill the process. */
     si_ret st = open_source(&s, path, why);
     if (st == SI_OK) {
@@ -572,7 +586,7 @@ si_ret si_image_native(si_images *images, const char *path, si_image **image, ch
         }
         close_source(&s);
     }
-    si_unlock(&images->mu);
+    end_opening(images, begun);
     return st;
 }
 
