@@ -22,6 +22,8 @@ import pytest
 import subinterp
 from _extbuild import build, build_library, missing
 from _extsources import (
+    EXPORTING,
+    IMPORTING,
     LIBRARY,
     LINKED,
     OUTER_LIBRARY,
@@ -166,6 +168,25 @@ def test_declared_support_is_believed(site, flags):
             assert list(first.submit(w.loaded).result()) == ["ext"]
             second.submit(w.use, "ext", "bump").result()
             assert second.submit(w.loaded).result() == {"ext": "native"}
+    """)
+
+
+def test_declared_support_is_not_believed_of_users_of_another_modules_c_api(site):
+    """As NumPy's, which modules that declare their support keep in static variables."""
+    site.build("exporting", EXPORTING)
+    site.build("importing", IMPORTING)
+    site.run("""
+        import importing
+        assert importing.bump() == 1
+        for _ in range(2):
+            with InterpreterPool(2) as pool:
+                first = pool.broadcast(w.use, "importing", "bump")
+                assert importing.bump() > 1
+                again = pool.broadcast(w.use, "importing", "bump")
+                assert [b - a for a, b in zip(first, again)] == [1, 1], (first, again)
+                assert pool.broadcast(w.loaded) == [
+                    {"importing": "copy", "exporting": "copy"}] * 2, pool.broadcast(w.loaded)
+        assert importing.bump() == 4
     """)
 
 
