@@ -185,16 +185,36 @@ def _pattern(text: "str | None", flags: "int | None") -> "Any":
     return re.compile(text, flags)
 
 
+class _Named(type):
+    """Type of classes that stand for one that is not there yet, by its name."""
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return any(
+            base.__module__ == cls.__module__ and base.__qualname__ == cls.__qualname__
+            for base in other.__mro__
+        )
+
+
+def _named(module: str, name: str) -> type:
+    """Stand for a category of warnings whose module has not been imported."""
+    return _Named(
+        name.rpartition(".")[2], (Warning,), {"__module__": module, "__qualname__": name}
+    )
+
+
 def _set_filters(filters: "list[tuple[Any, ...]]") -> None:
     import warnings as _warnings
 
     warnings: Any = _warnings  # what is used of it is not declared
     rebuilt = []
     for action, message, flags, module, name, in_module, in_flags, lineno in filters:
+        category: type
         try:
-            category = resolve(module, name)
+            # Never by an import: NumPy sets a filter for a warning of its own, and a
+            # worker is not to import NumPy for that.
+            category = resolve(module, name) if module in sys.modules else _named(module, name)
         except Exception:
-            continue  # its module cannot be imported here: it cannot occur either
+            continue  # there is no such class here: it cannot occur either
         rebuilt.append(
             (action, _pattern(message, flags), category, _pattern(in_module, in_flags), lineno)
         )
