@@ -27,7 +27,7 @@ cdef extern from "Python.h":
     PyObject *PyIter_Next(PyObject *it)
     int PyDict_Next(object d, Py_ssize_t *pos, PyObject **key, PyObject **value)
     object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
-    int PyBUF_READ
+    int PyBUF_READ, PyBUF_WRITE
     object PyWeakref_NewRef(object o, object callback)
     bint PyFunction_Check(object o)
     bint PyCFunction_Check(object o)
@@ -35,6 +35,8 @@ cdef extern from "Python.h":
     object PyErr_GetRaisedException()
     int PyObject_GetBuffer(object o, Py_buffer *view, int flags) except -1
     void PyBuffer_Release(Py_buffer *view)
+    bint PyBuffer_IsContiguous(const Py_buffer *view, char order)
+    int PyBuffer_ToContiguous(void *buf, const Py_buffer *src, Py_ssize_t n, char order) except -1
     int PyBUF_SIMPLE, PyBUF_FULL_RO
     PyObject *PyErr_Occurred()
     void Py_DECREF_ptr "Py_DECREF" (PyObject *o)
@@ -248,12 +250,20 @@ cdef class MessageWriter:
     """Where a pickler writes one message: its file, its dispatch table, and
     the owner of the buffers and handles that travel beside the bytes.
 
-    mode: "call" (to a worker), "result" (back to a caller), "message".
+    mode: "call" (to a worker), "result" (back to a caller), "message", "share"
+    (to ourselves, the buffers in shared memory).
+
+    What travels beside the bytes is only noted while the pickler runs, and
+    copied by `attach` once the pickle is known to be good: large buffers are
+    not copied for one that fails, or is made again with cloudpickle.
     """
     cdef si_msg *msg            # borrowed; lives as long as the encoding
     cdef si_context *cx
     cdef readonly str mode
     cdef object array_type
+    cdef object ndarray         # numpy's, once this interpreter has it
+    cdef object polars          # the module, once this interpreter has it
+    cdef list beside            # PickleBuffers, in the order of the pickle
 
     def write(self, data):
         cdef Py_buffer view
@@ -277,7 +287,10 @@ cdef class MessageWriter:
         return (
             cls is memoryview
             or (self.array_type is not None and cls is self.array_type)
-            or (isinstance(cls, type) and issubclass(cls, (ChannelEnd, SharedMemory, PoolCore)))
+            or (isinstance(cls, type) and (
+                issubclass(cls, (ChannelEnd, SharedMemory, PoolCore))
+                or (self.ndarray is not None and issubclass(cls, self.ndarray))
+            ))
         )
 
     def reduce(self, obj):
@@ -287,6 +300,9 @@ cdef class MessageWriter:
             return self._reduce_memoryview(obj, PickleBuffer)
         if isinstance(obj, (ChannelEnd, SharedMemory, PoolCore)):
             return received, (PickleBuffer(_carrier(obj)),)
+        if self.ndarray is not None and isinstance(obj, self.ndarray):
+            from subinterp import _arrays
+            return _arrays.reduce_ndarray(obj)
         return _array_subclass(type(obj), obj, PickleBuffer)
 
     def _reduce_memoryview(self, view, PickleBuffer):
@@ -318,26 +334,96 @@ cdef class MessageWriter:
 
     def __call__(self, pickle_buffer):
         """The pickler's buffer_callback; returning None means out of band."""
-        cdef const Py_buffer *b = PyPickleBuffer_GetBuffer(pickle_buffer)
+        self.beside.append(pickle_buffer)
+        return None
+
+    cdef int attach(self) except -1:
+        """Make parts of the message of what the pickler left beside it."""
+        cdef const Py_buffer *b
+        cdef si_shared *common = NULL
+        cdef size_t start = 0
+        if self.mode == "share":
+            common = self._room()
+        try:
+            for pickle_buffer in self.beside:
+                b = PyPickleBuffer_GetBuffer(pickle_buffer)
+                if not isinstance(<object>b.obj, _Carrier):
+                    start += self._copy(b, NULL, common, start)
+                elif isinstance((<_Carrier>b.obj).thing, (ChannelEnd, SharedMemory, PoolCore)):
+                    self._carry((<_Carrier>b.obj).thing)
+                else:
+                    start += self._copy(NULL, <PyObject *>(<_Carrier>b.obj).thing, common, start)
+        finally:
+            if common != NULL:
+                si_shared_release(common)
+        return 0
+
+    cdef si_shared *_room(self) except? NULL:
+        """One block for all that will be copied; NULL if nothing will be."""
+        cdef const Py_buffer *b
+        cdef size_t n = 0
+        cdef si_shared *s
+        for pickle_buffer in self.beside:
+            b = PyPickleBuffer_GetBuffer(pickle_buffer)
+            if not isinstance(<object>b.obj, _Carrier):
+                n += _aligned(<size_t>b.len)
+            elif not isinstance((<_Carrier>b.obj).thing, (ChannelEnd, SharedMemory, PoolCore)):
+                n += _aligned(<size_t>(<_Carrier>b.obj).thing.nbytes)
+        if n == 0:
+            return NULL
+        s = si_shared_new(n)
+        if s == NULL:
+            raise MemoryError(f"no memory for {n} shared bytes")
+        si_expect_large(s.data, n)
+        return s
+
+    cdef size_t _copy(self, const Py_buffer *b, PyObject *late, si_shared *common,
+                      size_t start) except? 1:
+        """Add a part: the content of a buffer, or what writes itself into one.
+
+        It is copied into `common` at `start`, if given; into a block of its
+        own otherwise; not at all if it lies in shared memory already. Returns
+        the bytes used of `common`, a multiple of 64.
+        """
         cdef si_block *block
-        if isinstance(<object>b.obj, _Carrier):
-            self._carry((<_Carrier>b.obj).thing)
-            return None
-        block = si_block_new(<size_t>b.len)
+        cdef si_shared *s
+        cdef size_t n
+        cdef MessageBuffer target
+        if late == NULL:
+            n = <size_t>b.len
+            s = si_shared_at(b.buf, n)
+            if s != NULL:
+                self._add_view(s, <size_t>(<char *>b.buf - s.data), n)
+                return 0
+        else:
+            n = (<object>late).nbytes
+        if common != NULL and n:
+            _fill(common.data + start, n, b, late, None)
+            si_shared_retain(common)
+            self._add_view(common, start, n)
+            return _aligned(n)
+        block = si_block_new(n)
         if block == NULL:
             raise MemoryError
-        block.readonly = b.readonly
-        if b.len:
-            # The pickle holds the object, so its memory stays; others may run.
-            if b.len >= 1 << 20:
-                with nogil:
-                    memcpy(block.data, b.buf, <size_t>b.len)
-            else:
-                memcpy(block.data, b.buf, <size_t>b.len)
-        if not si_msg_part(self.msg, SI_PART_BLOCK, block, <size_t>b.len):
+        # Whoever writes into the block may hold on to it.
+        target = MessageBuffer.__new__(MessageBuffer)
+        target.block = block
+        _fill(block.data, n, b, late, target)
+        if late == NULL:
+            block.readonly = b.readonly
+        si_block_retain(block)
+        if not si_msg_part(self.msg, SI_PART_BLOCK, block, n):
             si_block_release(block)
             raise MemoryError
-        return None
+        return 0
+
+    cdef int _add_view(self, si_shared *s, size_t start, size_t n) except -1:
+        """Add a part; takes the reference over."""
+        if not si_msg_part(self.msg, SI_PART_VIEW, s, n):
+            si_shared_release(s)
+            raise MemoryError
+        self.msg.parts[self.msg.n_parts - 1].start = start
+        return 0
 
     cdef int _carry(self, thing) except -1:
         cdef ChannelEnd end
@@ -371,6 +457,42 @@ cdef class MessageWriter:
         return 0
 
 
+cdef size_t _aligned(size_t n) noexcept nogil:
+    """Where the next buffer may begin: Arrow asks for 64."""
+    return (n + 63) & ~<size_t>63
+
+
+cdef int _fill(char *to, size_t n, const Py_buffer *b, PyObject *late, owner) except -1:
+    """Copy a buffer's content, or have an object write its own.
+
+    owner: the object that `to` belongs to, or None: for the time of the call.
+    """
+    if late != NULL:
+        if owner is not None:
+            (<object>late).copy_into(owner)
+            return 0
+        view = PyMemoryView_FromMemory(to, <Py_ssize_t>n, PyBUF_WRITE)
+        (<object>late).copy_into(view)
+        return 0
+    if n >= 1 << 20:
+        # The pickle holds the object, so its memory stays; others may run.
+        with nogil:
+            memcpy(to, b.buf, n)
+    elif n:
+        memcpy(to, b.buf, n)
+    return 0
+
+
+def beside(copy):
+    """What stands in a pickle for bytes that are yet to be written.
+
+    copy: has `nbytes`, and `copy_into(buffer)`, which fills as many bytes. It
+    is called once the pickle is complete.
+    """
+    from _pickle import PickleBuffer
+    return PickleBuffer(_carrier(copy))
+
+
 cdef object _carrier(thing):
     cdef _Carrier c = _Carrier.__new__(_Carrier)
     c.thing = thing
@@ -392,6 +514,9 @@ cdef MessageWriter _writer(si_context *cx, si_msg *msg, str mode):
     w.mode = mode
     array = sys.modules.get("array")
     w.array_type = None if array is None else array.array
+    # Their modules may be half imported, by another thread.
+    w.ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    w.beside = []
     return w
 
 
@@ -426,16 +551,20 @@ cdef int _encode_general(si_context *cx, si_msg *msg, obj, str mode) except -1:
             plain = False
         else:
             plain = not _mentions_main(msg.data + start, msg.len - start)
-    if not plain:
-        si_msg_cut(msg, start, n_parts)
-        from subinterp import _pickling
-        try:
-            _pickling.dump(writer, obj)
-        except BaseException:
+    try:
+        if not plain:
             si_msg_cut(msg, start, n_parts)
-            writer.msg = NULL
-            raise
-    writer.msg = NULL
+            writer.beside.clear()
+            from subinterp import _pickling
+            _pickling.dump(writer, obj)
+        if writer.beside:
+            writer.attach()
+    except BaseException:
+        si_msg_cut(msg, start, n_parts)
+        raise
+    finally:
+        writer.msg = NULL
+        writer.beside.clear()
     msg.format = SI_FMT_PICKLE
     return 0
 
@@ -520,6 +649,15 @@ cdef object _take_part(si_context *cx, si_part *part, bint keep):
         else:
             part.kind = SI_PART_NONE
         return shared
+    if part.kind == SI_PART_VIEW:
+        from subinterp.buffers import SharedBuffer
+        shared = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
+        shared.shared = <si_shared *>part.ptr
+        if keep:
+            si_shared_retain(shared.shared)
+        else:
+            part.kind = SI_PART_NONE
+        return memoryview(shared)[part.start:part.start + part.n]
     if part.kind == SI_PART_POOL:
         from subinterp.pool import InterpreterPool
         if not keep:
@@ -2969,6 +3107,26 @@ cdef class SharedMemory:
     def __len__(self):
         return <Py_ssize_t>self.shared.size
 
+    def _expect_large(self):
+        """Say that all of the memory is about to be written."""
+        si_expect_large(self.shared.data, self.shared.size)
+
+    def _fill(self, data):
+        """Copy the content of a buffer of the same size, in C order."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_FULL_RO)
+        try:
+            if <size_t>view.len != self.shared.size:
+                raise ValueError("the sizes differ")
+            self._expect_large()
+            if view.len >= 1 << 20 and PyBuffer_IsContiguous(&view, b"C"):
+                with nogil:
+                    memcpy(self.shared.data, view.buf, <size_t>view.len)
+            elif view.len:
+                PyBuffer_ToContiguous(self.shared.data, &view, view.len, b"C")
+        finally:
+            PyBuffer_Release(&view)
+
     @property
     def nbytes(self):
         """Size in bytes; constant."""
@@ -2981,6 +3139,41 @@ cdef class SharedMemory:
 
     def __reduce__(self):
         return _shared_by_id, (_process_token(), self.shared.id)
+
+
+def shared_at(size_t address, size_t nbytes):
+    """The SharedBuffer that holds these bytes, and where they begin in it.
+
+    Returns None if they are nobody's. The caller keeps the bytes alive.
+    """
+    from subinterp.buffers import SharedBuffer
+    cdef SharedMemory found
+    cdef si_shared *s = si_shared_at(<const void *>address, nbytes)
+    if s == NULL:
+        return None
+    found = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
+    found.shared = s
+    return found, address - <size_t>s.data
+
+
+def share_buffers(obj):
+    """A copy of an object, made by a pickle, with its buffers in shared memory.
+
+    Returns the copy and the number of its buffers that are; those that were
+    before are not copied.
+    """
+    cdef si_msg msg
+    cdef uint32_t i, n = 0
+    cdef si_context *cx = (<Context>_context).cx
+    si_msg_init(&msg)
+    try:
+        _encode_general(cx, &msg, obj, "share")
+        for i in range(msg.n_parts):
+            if msg.parts[i].kind == SI_PART_VIEW or msg.parts[i].kind == SI_PART_SHARED:
+                n += 1
+        return _decode_general(cx, &msg, False), n
+    finally:
+        si_msg_clear(&msg)
 
 
 def _shared_by_id(token, uint64_t id):

@@ -18,6 +18,7 @@ cdef extern from "si_base.h" nogil:
         SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_DEADLOCK, SI_NOTFAST
     int64_t SI_FOREVER
     int64_t si_now()
+    void si_expect_large(void *p, size_t n)
     void si_set_spin(int64_t ns)
     int si_usable_cores()
     uint32_t si_generation()
@@ -35,6 +36,7 @@ cdef extern from "si_message.h" nogil:
         size_t size
         char *data
     si_block *si_block_new(size_t size)
+    void si_block_retain(si_block *b)
     void si_block_release(si_block *b)
     ctypedef struct si_shared:
         uint64_t id
@@ -42,15 +44,17 @@ cdef extern from "si_message.h" nogil:
         char *data
     si_shared *si_shared_new(size_t size)
     si_shared *si_shared_find(uint64_t id)
+    si_shared *si_shared_at(const void *p, size_t n)
     void si_shared_retain(si_shared *s)
     void si_shared_release(si_shared *s)
     ctypedef enum si_part_kind:
-        SI_PART_NONE, SI_PART_BYTES, SI_PART_BLOCK, SI_PART_SHARED
+        SI_PART_NONE, SI_PART_BYTES, SI_PART_BLOCK, SI_PART_SHARED, SI_PART_VIEW
         SI_PART_SENDER, SI_PART_RECEIVER, SI_PART_POOL, SI_PART_MSG
     ctypedef struct si_part:
         si_part_kind kind
         size_t n
         void *ptr
+        size_t start
     ctypedef enum si_format:
         SI_FMT_NONE, SI_FMT_FAST, SI_FMT_PICKLE
     ctypedef struct si_msg:
