@@ -252,3 +252,58 @@ cdef extern from "si_process.h" nogil:
     void si_store_cost(si_function *f, int64_t cost)
     int64_t si_load_cost(si_function *f)
     void si_store_refs(si_task *t, int refs)
+
+
+cdef extern from "si_arrow.h" nogil:
+    ctypedef struct ArrowSchema "struct ArrowSchema":
+        const char *format
+        const char *name
+        const char *metadata
+        int64_t flags
+        int64_t n_children
+        ArrowSchema **children
+        ArrowSchema *dictionary
+        void *release
+    ctypedef struct ArrowArray "struct ArrowArray":
+        int64_t length, null_count, offset, n_buffers, n_children
+        const void **buffers
+        ArrowArray **children
+        ArrowArray *dictionary
+        void *release
+    ctypedef struct ArrowArrayStream "struct ArrowArrayStream":
+        void *release
+    ctypedef struct si_arrow_memory:
+        pass
+    si_arrow_memory *si_arrow_memory_new(uint32_t room)
+    void si_arrow_memory_add_block(si_arrow_memory *m, si_block *b)
+    void si_arrow_memory_add_shared(si_arrow_memory *m, si_shared *s)
+    void si_arrow_memory_release(si_arrow_memory *m)
+    bint si_arrow_schema_init(ArrowSchema *s, const char *format, const char *name,
+                              const char *metadata, size_t n_metadata, int64_t flags,
+                              int64_t n_children, bint dictionary)
+    bint si_arrow_array_init(ArrowArray *a, si_arrow_memory *m, int64_t length,
+                             int64_t null_count, int64_t offset, int64_t n_buffers,
+                             int64_t n_children, bint dictionary)
+    size_t si_arrow_metadata_size(const char *metadata)
+    const char *si_arrow_error(ArrowArrayStream *s)
+    void si_arrow_release_stream(ArrowArrayStream *s)
+    void si_arrow_release_schema(ArrowSchema *s)
+    void si_arrow_release_array(ArrowArray *a)
+    ctypedef enum si_arrow_how:
+        SI_ARROW_PLAIN, SI_ARROW_OFFSETS_32, SI_ARROW_OFFSETS_64, SI_ARROW_VIEWS
+    ctypedef struct si_arrow_job:
+        si_arrow_how how
+        const char *from_ "from"
+        size_t n, at
+        const ArrowArray *array
+        int64_t first
+        size_t text_at, size_at
+    void si_arrow_copy(char *to, const si_arrow_job *job)
+    size_t si_arrow_text_size(const ArrowArray *a, int64_t first, int64_t n)
+
+
+cdef extern from "si_arrow.h":
+    # They run the code of the library whose stream it is.
+    int si_arrow_get_schema(ArrowArrayStream *s, ArrowSchema *out)
+    int si_arrow_get_next(ArrowArrayStream *s, ArrowArray *out)
+    object si_arrow_stream_capsule(ArrowSchema *schema, ArrowArray *arrays, uint32_t n_arrays)
