@@ -140,6 +140,17 @@ def pyarrow_from(kind: str, *data: Any) -> Any:
     if kind == "Table":
         return pyarrow.table(read)
     if kind == "RecordBatch":
-        return pyarrow.table(read).to_batches()[0]
+        table = pyarrow.table(read)
+        # Without rows there may be no batch.
+        return table.to_batches()[0] if table.num_rows else _empty_batch(table.schema)
     chunked = pyarrow.chunked_array(read)
-    return chunked if kind == "ChunkedArray" else chunked.chunk(0)
+    if kind == "ChunkedArray":
+        return chunked
+    return chunked.chunk(0) if chunked.num_chunks else pyarrow.array([], chunked.type)
+
+
+def _empty_batch(schema: Any) -> Any:
+    import pyarrow
+
+    columns = [pyarrow.array([], field.type) for field in schema]
+    return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
