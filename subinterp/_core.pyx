@@ -3702,6 +3702,12 @@ if si_python.init_module == NULL:
     si_python.encode = _hook_encode
     si_python.decode = _hook_decode
 preimport_datetime = bool(SI_PREIMPORT_DATETIME)
+
+
+def extensions_unsupported():
+    """Return why private copies of extension modules cannot be loaded here; "": they can."""
+    cdef const char *why = si_gate_unsupported()
+    return "" if why == NULL else (<bytes>why).decode()
 if (<Context>_context).cx.interp_id == 0:
     import os as _os
     _os.register_at_fork(after_in_child=after_fork_in_child)

@@ -254,6 +254,10 @@ cdef extern from "si_process.h" nogil:
     void si_store_refs(si_task *t, int refs)
 
 
+cdef extern from "si_gate.h":
+    const char *si_gate_unsupported() nogil
+
+
 cdef extern from "si_arrow.h" nogil:
     ctypedef struct ArrowSchema "struct ArrowSchema":
         const char *format

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _index = 0
 _pool_name = ""
 _thread_id = 0
+_extensions_hint = ""
 _dirty: "memoryview[int]"  # one byte, looked at after each task
 _streams: "list[_Text]" = []
 
@@ -144,9 +145,10 @@ def boot(
     emit: "Callable[[int, Any], int]",
 ) -> None:
     """Set the new interpreter up as its creator's options say."""
-    global _index, _pool_name, _thread_id, _dirty
+    global _index, _pool_name, _thread_id, _dirty, _extensions_hint
     _index = index
     _pool_name = payload["name"]
+    _extensions_hint = payload["extensions_hint"]
     _thread_id = _thread.get_ident()
     _dirty = dirty
     sys.path[:] = payload["path"]
@@ -288,10 +290,7 @@ def _note_import_error(exc: BaseException) -> None:
         return
     text = str(exc)
     if "interpreters" in text and "support" in text:
-        hint = (
-            "The extension module does not support an interpreter with its own lock; "
-            "run this task in threads or processes."
-        )
+        hint = _extensions_hint
     else:
         hint = (
             "A worker starts with its creator's sys.path: extend it before the pool is made, "

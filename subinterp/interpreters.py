@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from subinterp import _core
+from subinterp._policy import Extensions
 from subinterp.errors import RemoteTraceback, SubinterpError
 from subinterp.pool import InterpreterPool
 
@@ -337,8 +338,13 @@ class Interpreter:
         return self._finish(future)
 
 
-def create() -> Interpreter:
+def create(*, extensions: Extensions = "auto") -> Interpreter:
     """Create an interpreter with its own lock.
+
+    Parameters
+    ----------
+    extensions : {"auto", "strict", "native"} or mapping
+        How it loads extension modules, as for `InterpreterPool`.
 
     Returns
     -------
@@ -349,13 +355,15 @@ def create() -> Interpreter:
     ------
     InterpreterError
         If CPython could not create it.
+    TypeError, ValueError
+        If `extensions` is no such value.
 
     Notes
     -----
     Blocks until it exists (about 12 ms), with this interpreter's lock
     released; several threads create in parallel.
     """
-    pool = InterpreterPool(1, thread_name_prefix="interpreter")
+    pool = InterpreterPool(1, thread_name_prefix="interpreter", extensions=extensions)
     try:
         interp_id = pool._call_worker("interpreter_id", ()).result()
     except BaseException as exc:

@@ -14,6 +14,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from subinterp import _core
+from subinterp._policy import Extensions, extension_options
 
 __all__ = ["Future", "InterpreterPool"]
 
@@ -100,16 +101,15 @@ def _read_v1(folder: str) -> float | None:
 
 # ---- what a worker starts with ----------------------------------------------------
 
-_worker_code: bytes | None = None
+_sent_code: dict[str, bytes] = {}
 
 
-def _code_for_workers() -> bytes:
-    """Return the code object of `_worker`, marshalled: workers import nothing to start."""
-    global _worker_code
-    if _worker_code is None:
+def _code_for_workers(module: str) -> bytes:
+    """Return a module's code object, marshalled: workers import nothing to start."""
+    if module not in _sent_code:
         import marshal
 
-        name = f"{_package_folder()}/_worker.py"
+        name = f"{_package_folder()}/{module}.py"
         loader = globals().get("__loader__")
         if loader is not None and hasattr(loader, "get_data"):
             source = loader.get_data(name)
@@ -117,8 +117,8 @@ def _code_for_workers() -> bytes:
             with open(name, "rb") as file:
                 source = file.read()
         code: CodeType = compile(source, name, "exec", dont_inherit=True, optimize=0)
-        _worker_code = marshal.dumps(code)
-    return _worker_code
+        _sent_code[module] = marshal.dumps(code)
+    return _sent_code[module]
 
 
 def _package_folder() -> str:
@@ -175,10 +175,14 @@ def _stream_options(name: str) -> dict[str, Any] | None:
     }
 
 
-def _boot_options(name: str) -> dict[str, Any]:
+def _boot_options(name: str, extensions: Extensions) -> dict[str, Any]:
     stdout, stderr = _stream_options("stdout"), _stream_options("stderr")
+    options, hint = extension_options(extensions)
     return {
-        "worker_code": _code_for_workers(),
+        "worker_code": _code_for_workers("_worker"),
+        "extensions": options,
+        "extensions_code": b"" if options is None else _code_for_workers("_extensions"),
+        "extensions_hint": hint,
         "package": _package_folder(),
         "core": _core.__file__,
         "name": name,
@@ -218,13 +222,22 @@ class InterpreterPool(_core.PoolCore, Executor):
     max_tasks_per_child : int, optional
         Tasks after which a worker's interpreter is replaced by a fresh one.
         None: never.
+    extensions : {"auto", "strict", "native"} or mapping
+        How workers load extension modules (written in C, Cython, Rust...).
+        "auto": those that declare support for an interpreter with its own lock
+        as they are, any other as a private copy for each interpreter. "strict":
+        CPython's own rule, which refuses the others. "native": all as they are,
+        which is safe only for those that share nothing behind Python's back.
+        A mapping gives a mode ("auto", "copy", "native", "strict" or "refuse")
+        for names of modules; a name covers its submodules, "*" the rest.
 
     Raises
     ------
     TypeError
-        If a number is not an integer, or `initializer` is not callable.
+        If a number is not an integer, `initializer` is not callable, or
+        `extensions` is neither a string nor a mapping of strings.
     ValueError
-        If a number is out of range.
+        If a number is out of range, or a mode is unknown or cannot be had here.
     NotSendableError
         If the initializer or its arguments cannot be sent.
 
@@ -253,6 +266,7 @@ class InterpreterPool(_core.PoolCore, Executor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = None,
+        extensions: Extensions = "auto",
     ) -> None:
         if max_workers is None:
             max_workers = usable_cpus()
@@ -270,12 +284,13 @@ class InterpreterPool(_core.PoolCore, Executor):
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
         name = thread_name_prefix or f"interp{next(_pool_numbers)}"
+        options = _boot_options(name, extensions)
         _prepare_interpreter()
         self._open(
             max_workers,
             max_tasks_per_child or 0,
             name,
-            _boot_options(name),
+            options,
             initializer,
             tuple(initargs),
         )

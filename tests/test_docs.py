@@ -11,6 +11,7 @@ RUNTIME = ROOT / "subinterp" / "_runtime"
 # What is never reached by two interpreters: values on a stack, and layouts of CPython's.
 PRIVATE = {"si_encoder", "si_reader", "si_debug_offsets", "si_hooks", "si_live_counts", "si_spin"}
 PRIVATE |= {"si_mutex", "after_unlock", "wake_up", "chunk_results"}
+PRIVATE |= {"si_elf", "si_file_facts", "source", "chain", "patch", "file_id", "redirected"}
 
 
 def without_comments(text):
@@ -46,12 +47,13 @@ def fields(body):
 
 
 def statics():
-    """Every variable of the C layer with static storage."""
+    """Every variable of the C layer with static storage, except constants."""
     found = []
     for path in sorted(RUNTIME.glob("*.c")):
         text = without_comments(path.read_text())
         found += re.findall(
-            r"^(?: +static|static(?! inline)|_Atomic|int|si_\w+) [^(){}\n]*?"
+            r"^(?: *static(?! inline| const \w+(?: \w+)* (?:\*const )?\w+\[)|_Atomic|int|si_\w+)"
+            r" [^(){}\n]*?"
             r"(\w+)(?:\[\])?(?: = [^\n]*)?;$",
             text,
             flags=re.MULTILINE,

@@ -8,6 +8,7 @@
 #endif
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdbool.h>
 
 #if PY_VERSION_HEX < 0x030D0000
 #  error "subinterp needs CPython 3.13 or newer"
@@ -39,5 +40,86 @@ typedef struct {
 /* 3.13: `import datetime` in two interpreters at once can crash unless the
  * main interpreter imported it first. Remove when 3.13 is dropped. */
 #define SI_PREIMPORT_DATETIME (PY_VERSION_HEX < 0x030E0000)
+
+/* An interpreter's queue of calls to make soon; Py_AddPendingCall knows the main
+ * interpreter only. Exported by every supported version; the result is an enum
+ * with 0 for success. */
+extern int _PyEval_AddPendingCall(PyInterpreterState *interp, int (*function)(void *), void *arg,
+                                  int flags);
+
+/* What a slot's number means; 3.15 gave slots new numbers and knows the old ones. */
+static inline bool si_is_interpreters_slot(int slot)
+{
+#if PY_VERSION_HEX >= 0x030F0000
+    return slot == 3 || slot == 86;
+#else
+    return slot == Py_mod_multiple_interpreters;
+#endif
+}
+
+static inline bool si_slots_declare(const PyModuleDef_Slot *s)
+{
+    for (; s && s->slot; s++)
+        if (si_is_interpreters_slot(s->slot))
+            return s->value == Py_MOD_PER_INTERPRETER_GIL_SUPPORTED;
+    return false;
+}
+
+/* PEP 788: views of interpreters. PEP 793: PyModExport functions, which give
+ * modules as slots. Both since 3.15. */
+#if PY_VERSION_HEX >= 0x030F0000
+#  define SI_HAVE_VIEWS
+#  define SI_MODEXPORT 1
+
+static inline bool si_export_declares(const PySlot *s)
+{
+    for (; s && s->sl_id; s++) {
+        if (si_is_interpreters_slot(s->sl_id))
+            return s->sl_ptr == Py_MOD_PER_INTERPRETER_GIL_SUPPORTED;
+        if ((s->sl_id == Py_slot_subslots && si_export_declares((const PySlot *)s->sl_ptr))
+            || (s->sl_id == Py_mod_slots && si_slots_declare((PyModuleDef_Slot *)s->sl_ptr)))
+            return true;
+    }
+    return false;
+}
+
+/* The module of a PyModExport function, to be executed yet. None if `need` and
+ * it does not declare its support. */
+static inline PyObject *si_module_from_export(void *function, PyObject *spec, bool need,
+                                              bool *declares)
+{
+    PySlot *slots = ((PySlot * (*)(void)) function)();
+    if (!slots) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ImportError,
+                            "its PyModExport function returned NULL without raising an exception");
+        return NULL;
+    }
+    *declares = si_export_declares(slots);
+    if (need && !*declares)
+        return Py_NewRef(Py_None);
+    return PyModule_FromSlotsAndSpec(slots, spec);
+}
+
+static inline int si_module_exec(PyObject *module)
+{
+    return PyModule_Exec(module);
+}
+#else
+#  define SI_MODEXPORT 0
+
+static inline PyObject *si_module_from_export(void *function, PyObject *spec, bool need,
+                                              bool *declares)
+{
+    (void)function, (void)spec, (void)need, (void)declares;
+    return NULL;
+}
+
+static inline int si_module_exec(PyObject *module)
+{
+    (void)module;
+    return 0;
+}
+#endif
 
 #endif

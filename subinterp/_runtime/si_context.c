@@ -1,5 +1,6 @@
 #include "si_context.h"
 #include "si_channel.h"
+#include "si_extension.h"
 #include "si_pool.h"
 #include "si_task.h"
 
@@ -98,6 +99,8 @@ static void child_of_fork(void)
     si_channels_after_fork();
     si_pools_after_fork();
     si_workers_after_fork();
+    si_images_after_fork();
+    si_extensions_after_fork();
 }
 
 si_ret si_runtime_init(void)
@@ -121,6 +124,8 @@ void si_context_release(si_context *cx)
     if (atomic_fetch_sub_explicit(&cx->refs, 1, memory_order_acq_rel) == 1) {
         if (cx->notices)
             si_cq_release(cx->notices);
+        if (cx->loader)
+            si_loader_free(cx->loader);
         free(cx);
         SI_COUNT(contexts, -1);
     }

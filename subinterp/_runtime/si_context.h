@@ -10,6 +10,7 @@
 #include "si_base.h"
 
 typedef struct si_channel si_channel;
+struct si_loader;
 struct si_cq;
 
 typedef enum { SI_SENDER = 0, SI_RECEIVER = 1 } si_side;
@@ -39,6 +40,8 @@ typedef struct si_context {
     /* The interpreter's own objects: touched under its lock only. */
     PyObject *worker_module;        /* subinterp._worker, in workers */
     bool core_loaded;               /* the extension's module exists here */
+    uint32_t n_copies;              /* private copies of extension modules and libraries */
+    struct si_loader *loader;       /* of extension modules, in workers that have one; owned */
 } si_context;
 
 /* The context of an interpreter, made at the first call; a borrowed pointer

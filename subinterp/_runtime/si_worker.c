@@ -13,6 +13,7 @@
  * harmless at exit (si_exit_abandon). */
 #include "si_pool.h"
 #include "si_channel.h"
+#include "si_extension.h"
 
 #include <marshal.h>
 #include <stdio.h>
@@ -607,6 +608,9 @@ static void run_task(si_worker *w, si_task *t)
 
 /* ---- making and ending the interpreter ------------------------------------------ */
 
+/* How long an ending interpreter waits for threads that Python does not know. */
+#define GATE_GRACE 1000000000LL
+
 static bool worker_becomes(si_worker *w, uint32_t from, uint32_t to)
 {
     return atomic_compare_exchange_strong(&w->state, &from, to);
@@ -619,20 +623,49 @@ static _Noreturn void park(void)
         pause();
 }
 
+/* A module whose marshalled code came with the set-up: it need not be found. */
+static PyObject *run_sent_code(PyObject *boot, const char *key, const char *name)
+{
+    PyObject *bytes = PyDict_GetItemString(boot, key), *code = NULL, *module = NULL;
+    if (!bytes || !PyBytes_Check(bytes)) {
+        PyErr_Format(PyExc_SystemError, "subinterp: a worker's set-up has no %s", key);
+        return NULL;
+    }
+    code = PyMarshal_ReadObjectFromString(PyBytes_AS_STRING(bytes), PyBytes_GET_SIZE(bytes));
+    if (code)
+        module = PyImport_ExecCodeModule(name, code);
+    Py_XDECREF(code);
+    return module;
+}
+
+/* Take over the import of extension modules, unless CPython's rules shall hold. */
+static int begin_loader(si_worker *w, PyObject *boot)
+{
+    PyObject *options = PyDict_GetItemString(boot, "extensions");
+    if (!options || options == Py_None)
+        return 0;
+    if (si_loader_begin(w->cx, w->interp) < 0)
+        return -1;
+    PyObject *functions = si_loader_functions(w->cx->loader), *module = NULL, *r = NULL;
+    if (functions)
+        module = run_sent_code(boot, "extensions_code", "subinterp._extensions");
+    if (module)
+        r = PyObject_CallMethod(module, "install", "OO", options, functions);
+    Py_XDECREF(functions);
+    Py_XDECREF(module);
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
 static int make_worker_module(si_worker *w)
 {
     si_pool *p = w->pool;
     PyObject *boot = si_value_decode(w->cx, &p->boot, true);
     if (!boot)
         return -1;
-    PyObject *code = NULL, *module = NULL, *r = NULL, *dirty = NULL, *create = NULL,
-             *exec = NULL, *out = NULL;
-    PyObject *source = PyDict_GetItemString(boot, "worker_code");
-    if (source && PyBytes_Check(source))
-        code = PyMarshal_ReadObjectFromString(PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source));
-    if (code)
-        module = PyImport_ExecCodeModule("subinterp._worker", code);
-    if (module)
+    PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL;
+    module = run_sent_code(boot, "worker_code", "subinterp._worker");
+    if (module && begin_loader(w, boot) == 0)
         dirty = PyMemoryView_FromMemory((char *)&w->dirty, 1, PyBUF_WRITE);
     if (dirty) {
         create = PyCFunction_New(&create_core_def, NULL);
@@ -652,7 +685,6 @@ static int make_worker_module(si_worker *w)
     Py_XDECREF(create);
     Py_XDECREF(dirty);
     Py_XDECREF(module);
-    Py_XDECREF(code);
     Py_DECREF(boot);
     return bad;
 }
@@ -769,6 +801,19 @@ static bool only_thread(si_worker *w)
     return false;
 }
 
+/* Threads of private copies come in no more. False: one is inside, and may be
+ * about to make its thread state. */
+static bool close_gate(si_worker *w)
+{
+    si_ret st;
+    if (!w->cx || !w->cx->loader)
+        return true;
+    Py_BEGIN_ALLOW_THREADS
+    st = si_gate_close(w->cx->loader->gate, si_now() + GATE_GRACE);
+    Py_END_ALLOW_THREADS
+    return st == SI_OK;
+}
+
 /* Returns true if the interpreter has ended; false: it is abandoned, and its
  * lock is not held any more. */
 static bool end_interpreter(si_worker *w, bool recycle)
@@ -787,7 +832,7 @@ static bool end_interpreter(si_worker *w, bool recycle)
         else
             PyErr_WriteUnraisable(NULL);
     }
-    bool last = w->cx && only_thread(w);
+    bool last = w->cx && close_gate(w) && only_thread(w);
     bool mine = last && (worker_becomes(w, SI_W_FINISHING, SI_W_ENDING)
                          || worker_becomes(w, SI_W_ABANDONED, SI_W_ENDING));
     if (!mine) {
@@ -799,6 +844,7 @@ static bool end_interpreter(si_worker *w, bool recycle)
     }
     Py_CLEAR(w->cx->worker_module);
     si_context_end(w->cx);
+    /* Extensions may still be imported while it ends: the loader stays. */
     Py_EndInterpreter(w->ts);
     w->ts = NULL;
     w->interp = NULL;

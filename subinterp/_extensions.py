@@ -1,0 +1,242 @@
+"""How a worker loads extension modules.
+
+An extension that was not written for it cannot be loaded into an interpreter
+with its own lock: its static variables, among them types and caches, are the
+process's, and two interpreters would use them at once without a lock in
+common. CPython refuses it. But the file can be loaded once more, from a copy:
+then the variables are one interpreter's own. That is what happens here with
+every extension that does not declare that it supports such interpreters.
+
+It works since nothing of an extension is shared that it does not share
+itself. What remains the process's: the C library, the environment, files,
+signals, libraries without Python in them (OpenBLAS, libstdc++), and what the
+extension looks up by name at run time.
+
+The parts. The C layer reads and changes files (`si_elf`), loads copies of them
+and of the libraries they bring (`si_image`), answers the lock API for one
+interpreter (`si_gate`), and runs init functions in the interpreter that
+imports (`si_extension`). This module decides what is loaded how, and what is
+said if it cannot be. It takes the place of three functions of `_imp`, which
+every import of an extension ends in, whoever found it: the import system, an
+editable install's finder, a loader of somebody's own.
+
+The first interpreter that imports an extension gets a copy even if it declares
+its support, since asking it means to run its init function; the others then
+load the original. The standard library is known better, and asked itself.
+
+Like `_worker`, this module's code is sent to workers, and imports little.
+"""
+
+import _imp
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+# Builtin modules that speak of the process and say so; importing them, which
+# is all that most importers want, harms nobody.
+_BUILTINS = frozenset({"_suggestions", "_tracemalloc", "faulthandler"})
+
+# Of the standard library: declares its support, but its callbacks enter the
+# main interpreter when they come from a thread that Python does not know.
+_COPIED = frozenset({"_ctypes"})
+
+_REFUSED = {
+    "readline": "it edits the lines of the process's terminal, which is the main interpreter's"
+}
+
+
+class Importer:
+    """Decides how an interpreter's extension modules are loaded, and loads them.
+
+    Parameters
+    ----------
+    options : dict
+        ``default``, ``modules`` (how to load what, see `_policy`) and
+        ``stdlib`` (folders).
+    loader : dict
+        The functions of the C layer (`si_loader_functions`).
+    """
+
+    def __init__(self, options: "dict[str, Any]", loader: "dict[str, Callable[..., Any]]") -> None:
+        self.default: str = options["default"]
+        self.modules: dict[str, str] = options["modules"]
+        self.stdlib: tuple[str, ...] = tuple(options["stdlib"])
+        self.loader = loader
+        self.how: dict[str, str] = {}
+        # Made but not yet executed: by id, with the module and what to do.
+        self.made: dict[int, tuple[object, int]] = {}
+        # Modules of the old kind, which exist once: by file and name.
+        self.whole: dict[tuple[str, str], ModuleType] = {}
+        self.creating: set[tuple[int, str]] = set()
+        self.stock_create = _imp.create_dynamic
+        self.stock_exec = _imp.exec_dynamic
+        self.stock_builtin = _imp.create_builtin
+
+    def mode(self, name: str) -> str:
+        """Return what was asked for this module, or for the package it is in."""
+        if self.modules:
+            part = name
+            while part:
+                if part in self.modules:
+                    return self.modules[part]
+                part = part.rpartition(".")[0]
+        return self.default
+
+    # ---- in place of `_imp` ----
+
+    def create_dynamic(self, spec: "ModuleSpec", file: object = None) -> "ModuleType":
+        """Load the module's file and make the module, to be executed next."""
+        name, path = spec.name, spec.origin
+        if path is None:
+            raise ImportError(f"extension module {name} has no file", name=name)
+        mode = self.mode(name)
+        if mode == "strict":
+            made: ModuleType = self.loader["checked"](self.stock_create, spec)
+            self.how[name] = "native"
+            return made
+        if mode == "refuse":
+            raise ImportError(
+                f"{name} is refused in this interpreter: the pool was made with extensions="
+                f'{{..., "refuse"}} for it',
+                name=name,
+                path=path,
+            )
+        sys.audit("import", name, path, None, None, None)
+        key = _thread_id(), name
+        if key in self.creating:
+            raise ImportError(
+                f"{name} ({path}) is imported by what its own init function imports",
+                name=name,
+                path=path,
+            )
+        self.creating.add(key)
+        try:
+            return self._create(spec, name, path, mode)
+        except ImportError as exc:
+            raise _explained(exc, name, path)
+        finally:
+            self.creating.discard(key)
+
+    def exec_dynamic(self, module: "ModuleType") -> None:
+        """Execute what `create_dynamic` made."""
+        made = self.made.pop(id(module), None)
+        if made is None:
+            self.loader["checked"](self.stock_exec, module)
+        else:
+            self.loader["execute"](module, made[1])
+
+    def create_builtin(self, spec: "ModuleSpec") -> "ModuleType":
+        """Make a module that is part of Python itself."""
+        made: ModuleType
+        if spec.name in _BUILTINS and self.mode(spec.name) not in ("strict", "refuse"):
+            made = self.loader["unchecked"](self.stock_builtin, spec)
+            self.how[spec.name] = "builtin"
+        else:
+            made = self.stock_builtin(spec)
+        return made
+
+    # ---- loading ----
+
+    def _create(self, spec: "ModuleSpec", name: str, path: str, mode: str) -> "ModuleType":
+        short = name.rpartition(".")[2]
+        if short.isascii():
+            suffix = "_" + short
+        else:
+            suffix = "U_" + short.encode("punycode").decode().replace("-", "_")
+        if mode == "auto":
+            if name in _REFUSED:
+                raise ImportError(f"it is not for interpreters beside the main one: {_REFUSED[name]}")
+            single_phase, declares = self.loader["facts"](path)
+            if name in _COPIED:
+                mode = "copy"
+            elif declares:
+                mode = "native"
+            elif not single_phase and path.startswith(self.stdlib):
+                # Multi-phase: its init function only returns a definition.
+                image = self.loader["open"](path, False)
+                module, kind, _ = self.loader["create"](image, spec, suffix, True)
+                if module is not None:
+                    return self._created(name, module, kind, "native")
+        whole = self.whole.get((path, name))
+        if whole is not None:
+            self.made[id(whole)] = whole, 0
+            return whole
+        image = self.loader["open"](path, mode != "native")
+        module, kind, declares = self.loader["create"](image, spec, suffix, False)
+        if declares and mode != "native":
+            self.loader["declares"](image)
+        if kind == 0:
+            self.whole[path, name] = module
+            _complete(module, name, short, path)
+        return self._created(name, module, kind, "native" if mode == "native" else "copy")
+
+    def _created(self, name: str, module: "ModuleType", kind: int, how: str) -> "ModuleType":
+        self.made[id(module)] = module, kind
+        self.how[name] = how
+        return module
+
+
+def _complete(module: "ModuleType", name: str, short: str, path: str) -> None:
+    """Give a module of the old kind the name it would have had from the import system.
+
+    CPython tells the init function the module's full name through a variable
+    that is not ours to set; what was made with the short one is corrected.
+    """
+    module.__name__ = name
+    module.__file__ = path
+    if name == short:
+        return
+    for value in vars(module).values():
+        if type(value) is _Builtin and value.__module__ == short:
+            value.__module__ = name
+
+
+_Builtin = type(len)
+
+
+def _thread_id() -> int:
+    from _thread import get_ident
+
+    return get_ident()
+
+
+def _explained(exc: ImportError, name: str, path: str) -> ImportError:
+    """Name the module and its file, unless the error speaks of another one already."""
+    if exc.name is not None:
+        return exc
+    text = str(exc)
+    if path not in text:
+        text = f"{path}: {text}"
+    new = ImportError(f"extension module {name} cannot be loaded: {text}", name=name, path=path)
+    new.__cause__, new.__suppress_context__ = exc.__cause__, True
+    return new
+
+
+_importer: "Importer | None" = None
+
+
+def install(options: "dict[str, Any]", loader: "dict[str, Callable[..., Any]]") -> None:
+    """Take over the import of extension modules in this interpreter."""
+    global _importer
+    _importer = Importer(options, loader)
+    _imp.create_dynamic = _importer.create_dynamic
+    _imp.exec_dynamic = _importer.exec_dynamic
+    _imp.create_builtin = _importer.create_builtin
+
+
+def loaded() -> dict[str, str]:
+    """Return how this interpreter's extension modules were loaded.
+
+    Returns
+    -------
+    dict
+        For each name "native" (the file itself), "copy" (a private copy) or
+        "builtin" (part of Python, and refused by its own rule), in the order in
+        which they were loaded.
+    """
+    return {} if _importer is None else dict(_importer.how)

@@ -1,0 +1,312 @@
+#include "si_gate.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---- visits --------------------------------------------------------------------- */
+
+/* A thread that Python knows not, or knows as another interpreter's, between
+ * its first Ensure and the Release that answers it. */
+typedef struct visit {
+    struct visit *next;
+    si_gate *gate;
+    PyThreadState *ts;          /* made for the visit */
+    PyThreadState *before;      /* what was attached when it came, of another interpreter */
+    int depth;
+} visit;
+
+/* The thread's own; nearly always none or one. */
+static __thread visit *visits;
+
+static visit *visit_of(const si_gate *g)
+{
+    visit *v = visits;
+    while (v && v->gate != g)
+        v = v->next;
+    return v;
+}
+
+static bool belongs(const si_gate *g, PyThreadState *ts)
+{
+    return ts && PyThreadState_GetInterpreter(ts) == g->interp;
+}
+
+static _Noreturn void hold_for_ever(void)
+{
+    for (;;)
+        pause();
+}
+
+static bool enter(si_gate *g)
+{
+    atomic_fetch_add(&g->inside, 1);
+    if (!atomic_load(&g->closed))
+        return true;
+    if (atomic_fetch_sub(&g->inside, 1) == 1)
+        si_futex_wake(&g->inside, 1);
+    return false;
+}
+
+static void leave(si_gate *g)
+{
+    if (atomic_fetch_sub(&g->inside, 1) == 1 && atomic_load(&g->closed))
+        si_futex_wake(&g->inside, 1);
+}
+
+static PyGILState_STATE ensure(si_gate *g)
+{
+    PyThreadState *attached = PyThreadState_GetUnchecked();
+    visit *v = visit_of(g);
+    if (v)
+        v->depth++;
+    if (belongs(g, attached))
+        return PyGILState_LOCKED;
+    if (v) {
+        PyEval_RestoreThread(v->ts);
+        return PyGILState_UNLOCKED;
+    }
+    /* One of the interpreter's own threads, with its lock released. */
+    PyThreadState *own = PyGILState_GetThisThreadState();
+    if (!attached && belongs(g, own)) {
+        PyEval_RestoreThread(own);
+        return PyGILState_UNLOCKED;
+    }
+    if (!enter(g)) {
+        if (attached)
+            PyEval_SaveThread();    /* nobody shall wait for it */
+        hold_for_ever();
+    }
+    if (!(v = malloc(sizeof *v)))
+        Py_FatalError("subinterp: no memory for a thread state");
+    v->gate = g;
+    v->depth = 1;
+    v->before = attached;
+    if (attached)
+        PyEval_SaveThread();
+    if (!(v->ts = PyThreadState_New(g->interp)))
+        Py_FatalError("subinterp: no memory for a thread state");
+    v->next = visits;
+    visits = v;
+    PyEval_RestoreThread(v->ts);
+    return PyGILState_UNLOCKED;
+}
+
+static void release(si_gate *g, PyGILState_STATE before)
+{
+    visit **p = &visits;
+    while (*p && (*p)->gate != g)
+        p = &(*p)->next;
+    visit *v = *p;
+    if (v && --v->depth == 0) {
+        *p = v->next;
+        PyThreadState *back = v->before;
+        PyThreadState_Clear(v->ts);
+        PyThreadState_DeleteCurrent();
+        free(v);
+        leave(g);
+        if (back)
+            PyEval_RestoreThread(back);
+    }
+    else if (before == PyGILState_UNLOCKED)
+        PyEval_SaveThread();
+}
+
+static int check(si_gate *g)
+{
+    return belongs(g, PyThreadState_GetUnchecked());
+}
+
+static PyThreadState *this_thread_state(si_gate *g)
+{
+    visit *v = visit_of(g);
+    if (v)
+        return v->ts;
+    PyThreadState *ts = PyGILState_GetThisThreadState();
+    return belongs(g, ts) ? ts : NULL;
+}
+
+/* ---- what else asks for "the" interpreter --------------------------------------- */
+
+static int is_initialized(si_gate *g)
+{
+    return !atomic_load(&g->closed) && Py_IsInitialized();
+}
+
+static int is_finalizing(si_gate *g)
+{
+    return atomic_load(&g->closed) || Py_IsFinalizing();
+}
+
+static PyInterpreterState *main_interpreter(si_gate *g)
+{
+    if (atomic_load(&g->closed) && !check(g))
+        hold_for_ever();
+    return g->interp;
+}
+
+#ifdef SI_HAVE_VIEWS
+static PyInterpreterView *main_view(si_gate *g)
+{
+    PyGILState_STATE before = ensure(g);
+    PyInterpreterView *view = PyInterpreterView_FromCurrent();
+    if (!view)
+        PyErr_Clear();  /* NULL, as the function itself does; it raises nothing */
+    release(g, before);
+    return view;
+}
+#endif
+
+/* From any thread, without a lock: it must be counted while it looks. */
+static int add_pending_call(si_gate *g, int (*function)(void *), void *arg)
+{
+    if (!enter(g))
+        return -1;
+    int bad = _PyEval_AddPendingCall(g->interp, function, arg, 0);
+    leave(g);
+    return bad ? -1 : 0;
+}
+
+/* CPython keeps 32 of them for the process; each copy may bring its own. They
+ * may not use Python, so the end of the process will do. */
+static int at_exit(si_gate *g, void (*function)(void))
+{
+    (void)g;
+    return atexit(function) ? -1 : 0;
+}
+
+/* ---- entrances -------------------------------------------------------------------- */
+
+typedef struct {
+    const char *name;
+    void *function;     /* takes the gate first */
+    int n_args;         /* beside it; integers or pointers */
+} redirected;
+
+static const redirected redirections[] = {
+    {"PyGILState_Ensure", (void *)ensure, 0},
+    {"PyGILState_Release", (void *)release, 1},
+    {"PyGILState_Check", (void *)check, 0},
+    {"PyGILState_GetThisThreadState", (void *)this_thread_state, 0},
+    {"Py_IsInitialized", (void *)is_initialized, 0},
+    {"Py_IsFinalizing", (void *)is_finalizing, 0},
+    {"PyInterpreterState_Main", (void *)main_interpreter, 0},
+    {"Py_AddPendingCall", (void *)add_pending_call, 2},
+    {"Py_AtExit", (void *)at_exit, 1},
+#ifdef SI_HAVE_VIEWS
+    {"PyInterpreterView_FromMain", (void *)main_view, 0},
+#endif
+};
+
+#define N_REDIRECTIONS (sizeof redirections / sizeof *redirections)
+#define ENTRANCE_SIZE 48
+#define CODE_SIZE (N_REDIRECTIONS * ENTRANCE_SIZE)
+
+void *si_gate_entrance(const si_gate *g, const char *name)
+{
+    /* Called for every import of every copy. */
+    if (name[0] != 'P' || name[1] != 'y')
+        return NULL;
+    for (size_t i = 0; i < N_REDIRECTIONS; i++)
+        if (strcmp(name, redirections[i].name) == 0)
+            return g->code + i * ENTRANCE_SIZE;
+    return NULL;
+}
+
+#if defined(__x86_64__)
+
+/* endbr64; shift the integer arguments by one; rdi = gate; jump. */
+static void write_entrance(unsigned char *p, const redirected *r, const si_gate *g)
+{
+    static const unsigned char ENDBR64[] = {0xf3, 0x0f, 0x1e, 0xfa};
+    static const unsigned char MOV_RDX_RSI[] = {0x48, 0x89, 0xf2};
+    static const unsigned char MOV_RSI_RDI[] = {0x48, 0x89, 0xfe};
+    static const unsigned char MOV_RDI[] = {0x48, 0xbf}, MOV_RAX[] = {0x48, 0xb8};
+    static const unsigned char JMP_RAX[] = {0xff, 0xe0};
+#define PUT(what, n) (memcpy(p, (what), (n)), p += (n))
+    PUT(ENDBR64, sizeof ENDBR64);
+    if (r->n_args > 1)
+        PUT(MOV_RDX_RSI, sizeof MOV_RDX_RSI);
+    if (r->n_args > 0)
+        PUT(MOV_RSI_RDI, sizeof MOV_RSI_RDI);
+    PUT(MOV_RDI, sizeof MOV_RDI);
+    PUT(&g, sizeof g);
+    PUT(MOV_RAX, sizeof MOV_RAX);
+    PUT(&r->function, sizeof r->function);
+    PUT(JMP_RAX, sizeof JMP_RAX);
+#undef PUT
+}
+
+static bool write_entrances(si_gate *g, const char **why)
+{
+    unsigned char *code = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (code == MAP_FAILED) {
+        *why = "there is no memory for another mapping (see vm.max_map_count)";
+        return false;
+    }
+    for (size_t i = 0; i < N_REDIRECTIONS; i++)
+        write_entrance(code + i * ENTRANCE_SIZE, &redirections[i], g);
+    if (mprotect(code, CODE_SIZE, PROT_READ | PROT_EXEC) != 0) {
+        munmap(code, CODE_SIZE);
+        *why = "this system does not let a program make memory executable";
+        return false;
+    }
+    g->code = code;
+    return true;
+}
+
+#else
+
+static bool write_entrances(si_gate *g, const char **why)
+{
+    (void)g;
+    *why = "they are written for x86-64 only";
+    return false;
+}
+
+#endif
+
+/* ---- the gate ---------------------------------------------------------------------- */
+
+const char *si_gate_unsupported(void)
+{
+    si_gate g = {.interp = NULL};
+    const char *why = NULL;
+    if (write_entrances(&g, &why))
+        munmap(g.code, CODE_SIZE);
+    return why;
+}
+
+si_gate *si_gate_new(PyInterpreterState *interp, const char **why)
+{
+    si_gate *g = calloc(1, sizeof *g);
+    if (!g) {
+        *why = "out of memory";
+        return NULL;
+    }
+    g->interp = interp;
+    if (!write_entrances(g, why)) {
+        free(g);
+        return NULL;
+    }
+    return g;
+}
+
+bool si_gate_idle(si_gate *g)
+{
+    return atomic_load(&g->inside) == 0;
+}
+
+si_ret si_gate_close(si_gate *g, int64_t deadline)
+{
+    atomic_store(&g->closed, true);
+    uint32_t n;
+    while ((n = atomic_load(&g->inside)) != 0) {
+        if (si_now() > deadline)
+            return SI_TIMEOUT;
+        (void)si_futex_wait(&g->inside, n, deadline);
+    }
+    return SI_OK;
+}

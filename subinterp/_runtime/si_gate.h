@@ -1,0 +1,49 @@
+/* si_gate.h: the lock API, answered for one interpreter.
+ *
+ * PyGILState_Ensure takes no argument. In a thread that Python does not know
+ * it enters the main interpreter, and there is no way to tell it otherwise: an
+ * I/O thread that a worker's copy of an extension has started would run the
+ * worker's objects under the wrong lock, with the wrong allocator. But a
+ * private copy belongs to one interpreter. So its imports of these functions
+ * are pointed at small pieces of machine code, made for that interpreter, that
+ * pass its gate on to the functions below.
+ *
+ * The gate is also what ends: si_gate_close lets no further thread in and waits
+ * for those inside. A thread that comes later is held for ever, as CPython does
+ * with threads that come after its finalization: its memory, its C++ objects
+ * and its locks are left as they are, and it runs nothing that is gone.
+ *
+ * Turned down: a wrapper library that the copies would link to (the name to
+ * resolve is the process's, the interpreter is not); a table of prepared
+ * functions (a number of interpreters that nobody can choose well). */
+#ifndef SI_GATE_H
+#define SI_GATE_H
+
+#include "si_compat.h"
+#include "si_base.h"
+
+/* One an interpreter that loads private copies. Never freed: threads of the
+ * copies may knock at any time until the process ends. */
+typedef struct si_gate {
+    PyInterpreterState *interp; /* not looked into once closed; constant */
+    si_word inside;             /* foreign threads between Ensure and its Release; slept on.
+                                   Sequentially consistent with `closed`: whoever enters counts
+                                   itself first and looks then, the closer the other way round */
+    _Atomic bool closed;
+    unsigned char *code;        /* the entrances; constant */
+} si_gate;
+
+/* NULL if entrances can be made in this process; else why not (constant text). */
+const char *si_gate_unsupported(void);
+/* NULL: no; *why says why (constant text). */
+si_gate *si_gate_new(PyInterpreterState *interp, const char **why);
+/* Let no foreign thread in any more; wait for those inside. Called without the
+ * interpreter's lock. SI_OK, or SI_TIMEOUT: some are inside, and the
+ * interpreter must not be ended. */
+si_ret si_gate_close(si_gate *g, int64_t deadline);
+bool si_gate_idle(si_gate *g);
+
+/* The entrance that stands for the function of that name, or NULL. */
+void *si_gate_entrance(const si_gate *g, const char *name);
+
+#endif

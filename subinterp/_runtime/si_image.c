@@ -1,0 +1,630 @@
+#include "si_image.h"
+
+#include "si_elf.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <link.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* A file as it was when it was looked at. */
+typedef struct {
+    dev_t device;
+    ino_t inode;
+    off_t size;
+    struct timespec changed;
+} file_id;
+
+struct si_image {
+    si_image *next;
+    file_id id;
+    void *handle;
+    bool is_copy;
+    char *name;         /* a copied library's own; NULL: a module, or not copied */
+};
+
+/* Files that declared their support; see si_image_declares. */
+typedef struct declared {
+    struct declared *next;
+    file_id id;
+} declared;
+
+static si_mutex declared_mu;
+static declared *all_declared;
+
+/* Makes names unique. */
+static _Atomic uint64_t next_copy = 1;
+
+void si_images_after_fork(void)
+{
+    atomic_store(&declared_mu.word, 0);
+}
+
+uint32_t si_images_copies(si_images *images)
+{
+    si_lock(&images->mu);
+    uint32_t n = images->n_copies;
+    si_unlock(&images->mu);
+    return n;
+}
+
+void si_images_free(si_images *images)
+{
+    while (images->list) {
+        si_image *image = images->list;
+        images->list = image->next;
+        free(image->name);
+        free(image);
+    }
+}
+
+__attribute__((format(printf, 2, 3)))
+static si_ret explain(char **why, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    if (vasprintf(why, format, args) < 0)
+        *why = NULL;
+    va_end(args);
+    return SI_BROKEN;
+}
+
+/* ---- files ------------------------------------------------------------------------ */
+
+typedef struct {
+    file_id id;
+    si_elf elf;
+    char *folder;       /* of the file, with symbolic links resolved */
+} source;
+
+static bool same_file(const file_id *a, const file_id *b)
+{
+    return a->device == b->device && a->inode == b->inode && a->size == b->size
+           && a->changed.tv_sec == b->changed.tv_sec && a->changed.tv_nsec == b->changed.tv_nsec;
+}
+
+static void id_of(const struct stat *st, file_id *id)
+{
+    id->device = st->st_dev;
+    id->inode = st->st_ino;
+    id->size = st->st_size;
+    id->changed = st->st_mtim;
+}
+
+static void close_source(source *s)
+{
+    if (s->elf.data)
+        munmap(s->elf.data, s->elf.size);
+    free(s->folder);
+}
+
+/* Map a file so that it can be read, and changed without changing the file. */
+static si_ret open_source(source *s, const char *path, char **why)
+{
+    memset(s, 0, sizeof *s);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        int error = errno;
+        if (fd >= 0)
+            close(fd);
+        return explain(why, "%s cannot be read: %s", path, strerror(error));
+    }
+    if (!S_ISREG(st.st_mode) || st.st_size == 0) {
+        close(fd);
+        return explain(why, "%s is %s", path, S_ISREG(st.st_mode) ? "empty" : "not a file");
+    }
+    void *data = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    int error = errno;
+    close(fd);
+    if (data == MAP_FAILED)
+        return explain(why, "%s cannot be mapped: %s%s", path, strerror(error),
+                       error == ENOMEM ? " (see vm.max_map_count)" : "");
+    id_of(&st, &s->id);
+    const char *wrong = si_elf_open(&s->elf, data, (size_t)st.st_size);
+    if (wrong) {
+        close_source(s);
+        return explain(why, "%s %s", path, wrong);
+    }
+    char *real = realpath(path, NULL), *slash = real ? strrchr(real, '/') : NULL;
+    if (!slash) {
+        free(real);
+        close_source(s);
+        return SI_NOMEM;
+    }
+    *slash = 0;
+    s->folder = real;
+    return SI_OK;
+}
+
+/* ---- libraries of a wheel ------------------------------------------------------------ */
+
+/* Run-time libraries of compilers, and Python itself: never copied, the process
+ * has one each. */
+static bool is_common(const char *name)
+{
+    static const char *const COMMON[] = {
+        "libpython", "libstdc++", "libgcc_s", "libgomp", "libiomp", "libomp", "libgfortran",
+        "libquadmath", "libc.so", "libm.so", "libdl.so", "librt.so", "libpthread", "ld-linux",
+    };
+    for (size_t i = 0; i < sizeof COMMON / sizeof *COMMON; i++)
+        if (strncmp(name, COMMON[i], strlen(COMMON[i])) == 0)
+            return true;
+    return false;
+}
+
+/* A needed library in a folder that the file itself names: one that came with
+ * it. To be freed; NULL: the system's, which the linker finds. */
+static char *find_library(const source *s, const char *name)
+{
+    static const int64_t TAGS[] = {DT_RUNPATH, DT_RPATH};
+    if (strchr(name, '/'))
+        return NULL;
+    for (size_t i = 0; i < 2; i++) {
+        size_t at = 0;
+        const char *folders;
+        while ((folders = si_elf_next(&s->elf, TAGS[i], &at)))
+            while (*folders) {
+                size_t n = strcspn(folders, ":");
+                size_t skip = strncmp(folders, "$ORIGIN", 7) == 0     ? 7
+                              : strncmp(folders, "${ORIGIN}", 9) == 0 ? 9
+                                                                      : 0;
+                char *path = NULL;
+                if ((skip || *folders == '/') && skip <= n
+                    && asprintf(&path, "%s%.*s/%s", skip ? s->folder : "", (int)(n - skip),
+                                folders + skip, name) >= 0) {
+                    char *real = realpath(path, NULL);
+                    free(path);
+                    if (real)
+                        return real;
+                }
+                folders += n + (folders[n] == ':');
+            }
+    }
+    return NULL;
+}
+
+/* A chain of files that are being looked at, so that circles end. */
+typedef struct chain {
+    const struct chain *up;
+    const file_id *id;
+} chain;
+
+static bool in_chain(const chain *c, const file_id *id)
+{
+    for (; c; c = c->up)
+        if (same_file(c->id, id))
+            return true;
+    return false;
+}
+
+static bool libraries_use_python(const source *s, const chain *up);
+
+static bool library_uses_python(const char *path, const chain *up)
+{
+    source lib;
+    char *why = NULL;
+    if (open_source(&lib, path, &why) != SI_OK) {
+        free(why);      /* whoever loads it will say so */
+        return false;
+    }
+    bool uses = false;
+    if (!in_chain(up, &lib.id)) {
+        chain here = {up, &lib.id};
+        uses = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
+               || libraries_use_python(&lib, &here);
+    }
+    close_source(&lib);
+    return uses;
+}
+
+static bool libraries_use_python(const source *s, const chain *up)
+{
+    size_t at = 0;
+    const char *name;
+    bool uses = false;
+    while (!uses && (name = si_elf_next(&s->elf, DT_NEEDED, &at))) {
+        char *path = find_library(s, name);
+        uses = path && !is_common(name) && library_uses_python(path, up);
+        free(path);
+    }
+    return uses;
+}
+
+/* ---- copies -------------------------------------------------------------------------- */
+
+static si_image *find_image(si_images *images, const file_id *id, bool is_copy)
+{
+    si_image *image = images->list;
+    while (image && !(image->is_copy == is_copy && same_file(&image->id, id)))
+        image = image->next;
+    return image;
+}
+
+static si_image *add_image(si_images *images, const file_id *id, void *handle, bool is_copy)
+{
+    si_image *image = calloc(1, sizeof *image);
+    if (!image)
+        return NULL;
+    image->id = *id;
+    image->handle = handle;
+    image->is_copy = is_copy;
+    image->next = images->list;
+    images->list = image;
+    images->n_copies += is_copy;
+    return image;
+}
+
+static bool write_all(int fd, const unsigned char *data, size_t n)
+{
+    while (n > 0) {
+        ssize_t done = write(fd, data, n);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return false;
+        data += done;
+        n -= (size_t)done;
+    }
+    return true;
+}
+
+/* The linker takes two equal names for the same file, and numbers of files are
+ * used again: spell the same path differently each time. */
+static void unique_path(char path[PATH_MAX], int fd)
+{
+    uint64_t n = atomic_fetch_add(&next_copy, 1);
+    char *p = path + sprintf(path, "/proc/self/fd");
+    for (; n; n >>= 1)
+        p += sprintf(p, "%s", n & 1 ? "/." : "/");
+    sprintf(p, "/%d", fd);
+}
+
+static bool at_map_limit(void)
+{
+    FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
+    long most = 0, n = 0;
+    if (!f || fscanf(f, "%ld", &most) != 1)
+        most = LONG_MAX;
+    if (f)
+        fclose(f);
+    if (!(f = fopen("/proc/self/maps", "re")))
+        return false;
+    for (int c; (c = getc_unlocked(f)) != EOF;)
+        n += c == '\n';
+    fclose(f);
+    return n + 32 > most;
+}
+
+/* Write the bytes to a file without a name and load it. NULL: errors are in
+ * `text`. */
+static void *load_from(int fd, const si_elf *elf, char *text, size_t size)
+{
+    char path[PATH_MAX];
+    void *handle = NULL;
+    if (!write_all(fd, elf->data, elf->size))
+        snprintf(text, size, "it cannot be written: %s", strerror(errno));
+    else {
+        unique_path(path, fd);
+        /* Never RTLD_GLOBAL, whatever sys.setdlopenflags says: the copies of other
+         * interpreters would bind to this one. */
+        handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (!handle) {
+            const char *error = dlerror();
+            /* "path: reason" */
+            size_t n = strlen(path);
+            if (error && strncmp(error, path, n) == 0 && error[n] == ':')
+                error += n + 1 + (error[n + 1] == ' ');
+            bool memory = error && (strstr(error, "annot allocate memory")
+                                    || strstr(error, "failed to map segment"));
+            snprintf(text, size, "%s%s", error ? error : "the linker gives no reason",
+                     memory && at_map_limit() ? " (the process has as many mappings as "
+                                                "vm.max_map_count allows)" : "");
+        }
+    }
+    close(fd);
+    return handle;
+}
+
+static const char *temporary_folder(void)
+{
+    const char *folder = getenv("TMPDIR");
+    return folder && *folder ? folder : "/tmp";
+}
+
+static void *load_copy(const si_elf *elf, const char *name, char **why)
+{
+    char first[512] = "", second[512] = "";
+    void *handle = NULL;
+    const char *folder = temporary_folder();
+    int fd = open(folder, O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC, 0700);
+    if (fd >= 0)
+        handle = load_from(fd, elf, first, sizeof first);
+    else
+        snprintf(first, sizeof first, "no file can be made there: %s", strerror(errno));
+    if (handle)
+        return handle;
+    fd = memfd_create(name, MFD_CLOEXEC);
+    if (fd >= 0)
+        handle = load_from(fd, elf, second, sizeof second);
+    else
+        snprintf(second, sizeof second, "%s", strerror(errno));
+    if (handle)
+        return handle;
+    if (strcmp(first, second) == 0)
+        explain(why, "%s", first);
+    else
+        explain(why, "in %s: %s; in memory: %s", folder, first, second);
+    return NULL;
+}
+
+typedef struct {
+    const si_gate *gate;
+    char *base;
+    const si_elf *elf;
+    int n;              /* changed */
+    bool write;
+} patch;
+
+static void patch_slot(void *arg, const char *name, uint64_t at)
+{
+    patch *p = arg;
+    void *entrance = si_gate_entrance(p->gate, name);
+    if (!entrance)
+        return;
+    p->n++;
+    if (p->write)
+        /* Nobody calls through it yet, or a constructor's thread does: one store. */
+        atomic_store_explicit((_Atomic(void *) *)(p->base + at), entrance, memory_order_release);
+}
+
+/* Point the copy's imports of the lock API at the gate's entrances. */
+static bool redirect(const si_gate *gate, const si_elf *elf, void *handle, char **why)
+{
+    struct link_map *map;
+    if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0) {
+        explain(why, "the linker does not say where it is");
+        return false;
+    }
+    patch p = {.gate = gate, .base = (char *)map->l_addr, .elf = elf};
+    si_elf_each_slot(elf, patch_slot, &p);
+    if (p.n == 0)
+        return true;
+    uint64_t at, size;
+    si_elf_relro(elf, &at, &size);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)p.base + at) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)p.base + at + size) & ~(page - 1);
+    if (end > begin && mprotect((void *)begin, end - begin, PROT_READ | PROT_WRITE) != 0) {
+        explain(why, "its table of imports cannot be made writable: %s", strerror(errno));
+        return false;
+    }
+    p.write = true;
+    si_elf_each_slot(elf, patch_slot, &p);
+    if (end > begin)
+        (void)mprotect((void *)begin, end - begin, PROT_READ);
+    return true;
+}
+
+/* A name of the same length that no other library has. To be freed. */
+static char *unique_name(const char *name, char **why)
+{
+    static const char DIGITS[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    const char *dot = strstr(name, ".so");
+    size_t stem = dot ? (size_t)(dot - name) : strlen(name), n = stem < 7 ? stem : 7;
+    if (n < 4) {
+        explain(why, "the name of its library %s is too short to be changed", name);
+        return NULL;
+    }
+    char *unique = strdup(name);
+    if (!unique)
+        return NULL;
+    uint64_t number = atomic_fetch_add(&next_copy, 1);
+    unique[stem - n] = '~';
+    for (size_t i = 1; i < n; i++) {
+        unique[stem - i] = DIGITS[number % 62];
+        number /= 62;
+    }
+    return unique;
+}
+
+static si_ret copy_source(si_images *, source *, const char *path, const char *name, bool all,
+                          const chain *up, si_image **image, char **why);
+
+/* The private copy of a library; its name is the image's. */
+static si_ret copy_library(si_images *images, const char *path, const char *name, bool all,
+                           const chain *up, si_image **image, char **why)
+{
+    source lib;
+    si_ret st = open_source(&lib, path, why);
+    if (st != SI_OK)
+        return st;
+    *image = find_image(images, &lib.id, true);
+    if (!*image) {
+        const char *soname = si_elf_soname(&lib.elf);
+        char *unique = NULL;
+        if (in_chain(up, &lib.id))
+            st = explain(why, "its library %s needs itself", path);
+        else if (!soname || strcmp(soname, name) != 0)
+            st = explain(why, "its library %s does not say its own name (DT_SONAME)", path);
+        else if (!(unique = unique_name(name, why)))
+            st = *why ? SI_BROKEN : SI_NOMEM;
+        else {
+            si_elf_rename(&lib.elf, name, unique);
+            st = copy_source(images, &lib, path, name, all, up, image, why);
+        }
+        if (st == SI_OK)
+            (*image)->name = unique;
+        else
+            free(unique);
+    }
+    close_source(&lib);
+    return st;
+}
+
+/* Have the libraries ready that a file needs, under the names it needs. */
+static si_ret prepare_libraries(si_images *images, source *s, const char *path, bool all,
+                                const chain *up, char **why)
+{
+    size_t at = 0;
+    const char *name;
+    while ((name = si_elf_next(&s->elf, DT_NEEDED, &at))) {
+        char *lib = find_library(s, name);
+        if (!lib)
+            continue;
+        si_ret st = SI_OK;
+        if (!is_common(name) && (all || library_uses_python(lib, up))) {
+            si_image *image;
+            char *needed = strdup(name);    /* renaming changes it under us */
+            st = needed ? copy_library(images, lib, needed, all, up, &image, why) : SI_NOMEM;
+            if (st == SI_OK)
+                si_elf_rename(&s->elf, needed, image->name);
+            free(needed);
+        }
+        else {
+            source found;
+            st = open_source(&found, lib, why);
+            if (st == SI_OK) {
+                const char *soname = si_elf_soname(&found.elf);
+                /* Found again by its name; one that does not tell it has the name
+                 * under which the original asked for it. */
+                bool by_name = soname && strcmp(soname, name) == 0;
+                close_source(&found);
+                if (!(by_name && dlopen(lib, RTLD_LAZY | RTLD_LOCAL))
+                    && !dlopen(path, RTLD_LAZY | RTLD_LOCAL)) {
+                    const char *error = dlerror();
+                    st = explain(why, "%s", error ? error : "a library cannot be loaded");
+                }
+            }
+        }
+        free(lib);
+        if (st != SI_OK)
+            return st;
+    }
+    return SI_OK;
+}
+
+static si_ret copy_source(si_images *images, source *s, const char *path, const char *name, bool all,
+                          const chain *up, si_image **image, char **why)
+{
+    chain here = {up, &s->id};
+    all = all || libraries_use_python(s, &here);
+    si_ret st = prepare_libraries(images, s, path, all, &here, why);
+    if (st != SI_OK)
+        return st;
+    si_elf_demote_unique(&s->elf);
+    void *handle = load_copy(&s->elf, name, why);
+    if (!handle)
+        return *why ? SI_BROKEN : SI_NOMEM;
+    if (redirect(images->gate, &s->elf, handle, why)
+        && (*image = add_image(images, &s->id, handle, true)))
+        return SI_OK;
+    dlclose(handle);    /* none of its code for Python has run */
+    return *why ? SI_BROKEN : SI_NOMEM;
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+si_ret si_image_copy(si_images *images, const char *path, si_image **image, char **why)
+{
+    source s;
+    *why = NULL;
+    si_lock(&images->mu);
+    si_ret st = open_source(&s, path, why);
+    if (st == SI_OK) {
+        *image = find_image(images, &s.id, true);
+        if (!*image)
+            st = copy_source(images, &s, path, base_name(path), false, NULL, image, why);
+        close_source(&s);
+    }
+    si_unlock(&images->mu);
+    return st;
+}
+
+si_ret si_image_native(si_images *images, const char *path, si_image **image, char **why)
+{
+    source s;
+    *why = NULL;
+    si_lock(&images->mu);
+    /* Looked at first: mapping a truncated file would kill the process. */
+    si_ret st = open_source(&s, path, why);
+    if (st == SI_OK) {
+        *image = find_image(images, &s.id, false);
+        if (!*image) {
+            void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+            if (!handle) {
+                const char *error = dlerror();
+                st = explain(why, "%s", error ? error : "the linker gives no reason");
+            }
+            else if (!(*image = add_image(images, &s.id, handle, false)))
+                st = SI_NOMEM;
+        }
+        close_source(&s);
+    }
+    si_unlock(&images->mu);
+    return st;
+}
+
+/* ---- questions ------------------------------------------------------------------------- */
+
+void *si_image_symbol(const si_image *image, const char *name)
+{
+    return dlsym(image->handle, name);
+}
+
+bool si_image_is_copy(const si_image *image)
+{
+    return image->is_copy;
+}
+
+static bool is_declared(const file_id *id)
+{
+    declared *d = all_declared;
+    while (d && !same_file(&d->id, id))
+        d = d->next;
+    return d != NULL;
+}
+
+void si_image_declares(const si_image *image)
+{
+    declared *fresh = calloc(1, sizeof *fresh);
+    if (!fresh)
+        return;     /* the next interpreter finds out by itself */
+    fresh->id = image->id;
+    si_lock(&declared_mu);
+    if (is_declared(&image->id))
+        free(fresh);
+    else {
+        fresh->next = all_declared;
+        all_declared = fresh;
+    }
+    si_unlock(&declared_mu);
+}
+
+si_ret si_image_facts(const char *path, si_file_facts *facts, char **why)
+{
+    source s;
+    *why = NULL;
+    si_ret st = open_source(&s, path, why);
+    if (st != SI_OK)
+        return st;
+    facts->single_phase = si_elf_imports(&s.elf, "PyModule_Create2")
+                          || si_elf_imports(&s.elf, "PyModule_FromDefAndSpec2");
+    facts->single_phase = facts->single_phase && !si_elf_imports(&s.elf, "PyModuleDef_Init");
+    si_lock(&declared_mu);
+    facts->declares = is_declared(&s.id);
+    si_unlock(&declared_mu);
+    close_source(&s);
+    return st;
+}
