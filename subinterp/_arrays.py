@@ -24,15 +24,15 @@ _HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 class _Copy:
     """An array whose content is yet to be copied, in the given order of axes."""
 
-    def __init__(self, array: Any, order: tuple[int, ...] | None) -> None:
+    def __init__(self, array: Any) -> None:
         self.array = array
-        self.order = order
+        self.order = _order_of(array)
         self.nbytes = int(array.size) * int(array.dtype.itemsize)
 
     def copy_into(self, buffer: Any) -> None:
         import numpy as np
 
-        array = self.array.view(np.ndarray)
+        array = self.array
         # Bytes are bytes: no need to copy field by field.
         as_bytes = np.dtype((np.void, array.dtype.itemsize))
         if array.dtype.kind == "V" or array.dtype.num > _LAST_OF_NUMPY:
@@ -46,7 +46,7 @@ def _movable(dtype: Any) -> bool:
     """Return True if items are bytes that mean the same everywhere."""
     if dtype.hasobject or dtype.itemsize == 0:
         return False
-    return 0 <= dtype.num <= _LAST_OF_NUMPY or dtype.isbuiltin == 2
+    return bool(0 <= dtype.num <= _LAST_OF_NUMPY or dtype.isbuiltin == 2)
 
 
 def is_plain(array: Any) -> bool:
@@ -56,6 +56,12 @@ def is_plain(array: Any) -> bool:
     return _movable(array.dtype) and (
         cls is ndarray or all(getattr(cls, hook) is getattr(ndarray, hook) for hook in _HOOKS)
     )
+
+
+def _plain(array: Any) -> Any:
+    """Return an instance of a subclass as an ndarray, which nobody has redefined."""
+    ndarray = sys.modules["numpy"].ndarray
+    return array if type(array) is ndarray else ndarray.view(array, ndarray)
 
 
 def _order_of(array: Any) -> tuple[int, ...] | None:
@@ -103,17 +109,18 @@ def reduce_ndarray(array: Any) -> Any:
         return masked_from, (cls, array.data, np.ma.getmaskarray(array), array._fill_value)
     if not array.size or not is_plain(array):
         return array.__reduce_ex__(5)
-    address, low, high = _extent(array)
+    plain = _plain(array)
+    address, low, high = _extent(plain)
     found = _core.shared_at(low, high - low)
     if found is not None:
         shared, start = found
         start += address - low
-        writeable = bool(array.flags.writeable)
-        return shared_array, (cls, shared, start, array.shape, dtype, array.strides, writeable)
-    if cls is np.ndarray and array.flags.forc and dtype.kind not in "mM":
+        writeable = bool(plain.flags.writeable)
+        return shared_array, (cls, shared, start, plain.shape, dtype, plain.strides, writeable)
+    if cls is np.ndarray and plain.flags.forc and dtype.kind not in "mM":
         return array.__reduce_ex__(5)
-    order = _order_of(array)
-    return array_from, (cls, dtype, array.shape, order, _core.beside(_Copy(array, order)))
+    copy = _Copy(plain)
+    return array_from, (cls, dtype, plain.shape, copy.order, _core.beside(copy))
 
 
 def _is_masked(cls: type) -> bool:
@@ -170,7 +177,7 @@ def masked_from(cls: Any, data: Any, mask: Any, fill_value: Any) -> Any:
 
 
 def over(
-    shared: Any, dtype: Any, shape: int | tuple[int, ...] | None, offset: int, order: str
+    shared: Any, dtype: Any, shape: int | tuple[int, ...] | None, offset: int, order: Any
 ) -> Any:
     """Return an array over shared memory; see `SharedBuffer.asarray`."""
     try:
@@ -211,23 +218,18 @@ def over(
     return np.ndarray(shape, dtype, shared, offset, order=order)
 
 
-def is_shared(array: Any) -> bool:
-    """Return True if the array's items all lie in one piece of shared memory."""
-    if not array.size:
-        return False
-    _, low, high = _extent(array)
-    return _core.shared_at(low, high - low) is not None
-
-
 def share_ndarray(array: Any) -> Any:
     """Return a plain array with its content in shared memory; see `share`."""
-    if is_shared(array):
-        return array
+    plain = _plain(array)
+    if plain.size:
+        _, low, high = _extent(plain)
+        if _core.shared_at(low, high - low) is not None:
+            return array
     from subinterp.buffers import SharedBuffer
 
-    copy = _Copy(array, _order_of(array))
+    copy = _Copy(plain)
     shared = SharedBuffer(copy.nbytes)
     if copy.nbytes:
         shared._expect_large()
         copy.copy_into(shared)
-    return array_from(type(array), array.dtype, array.shape, copy.order, shared)
+    return array_from(type(array), plain.dtype, plain.shape, copy.order, shared)

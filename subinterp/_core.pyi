@@ -3,7 +3,7 @@
 from collections.abc import Buffer, Callable, Iterable, Iterator
 from pickle import PickleBuffer
 from threading import Condition, Thread
-from types import CodeType
+from types import CapsuleType, CodeType
 from typing import Any, Literal, Self
 
 from subinterp.buffers import SharedBuffer
@@ -243,6 +243,30 @@ class SharedMemory:
 def shared_at(address: int, nbytes: int) -> tuple[SharedBuffer, int] | None: ...
 def share_buffers[T](obj: T) -> tuple[T, int]: ...
 def _shared_by_id(token: int, id: int) -> SharedMemory: ...
+
+# ---- Arrow data ----
+
+class ArrowCopy:
+    def __new__(cls, streams: list[CapsuleType]) -> Self: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def schema(self) -> tuple[Any, ...]: ...
+    @property
+    def chunks(self) -> list[tuple[Any, ...]]: ...
+    @property
+    def shared(self) -> list[SharedBuffer]: ...
+    def copy_into(self, buffer: Buffer) -> None: ...
+
+class ArrowData:
+    def __arrow_c_stream__(self, requested_schema: object = None) -> CapsuleType: ...
+
+def arrow_data(
+    schema: tuple[Any, ...],
+    chunks: list[tuple[Any, ...]],
+    memory: memoryview,
+    shared: list[SharedBuffer],
+) -> ArrowData: ...
 
 # ---- the process ----
 

@@ -87,7 +87,8 @@ class SharedBuffer(SharedMemory):
         """
         from subinterp import _arrays
 
-        return _arrays.over(self, dtype, shape, offset, order)
+        made: ndarray[Any, Any] = _arrays.over(self, dtype, shape, offset, order)
+        return made
 
 
 def share(obj: Any, /) -> Any:

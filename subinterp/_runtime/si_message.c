@@ -9,7 +9,8 @@
  * that a count of zero is final. */
 static si_mutex registry_mu;
 static si_shared **registry;
-static size_t registry_n, registry_cap;
+static size_t registry_n;
+static size_t registry_cap;
 static uint64_t registry_next = 1;
 
 /* How many begin at or below this address; registry_mu is held. */
