@@ -35,6 +35,7 @@ _HOMES = {
     "RecvChannel": "channels",
     "SendChannel": "channels",
     "SharedBuffer": "buffers",
+    "share": "buffers",
     "set_parked_limit": "_core",
     "set_spin_time": "_core",
     "SubinterpError": "errors",
@@ -56,7 +57,7 @@ _MODULES = ("interpreters", "pool", "channels", "buffers", "errors")
 if TYPE_CHECKING:
     from subinterp import buffers, channels, errors, interpreters, pool
     from subinterp._core import set_parked_limit, set_spin_time
-    from subinterp.buffers import SharedBuffer
+    from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
     from subinterp.errors import (
         BrokenInterpreterPool,
@@ -103,6 +104,7 @@ __all__ = [
     "select",
     "set_parked_limit",
     "set_spin_time",
+    "share",
 ]
 
 
