@@ -201,10 +201,10 @@ def _installed_folders() -> list[str]:
 
 def _creation_key(options: dict[str, Any]) -> str:
     """Tell interpreters apart that were created with different options."""
-    extensions = options.get("extensions")
-    if isinstance(extensions, dict):
-        extensions = sorted(extensions.items())
-    return f"extensions={extensions!r}"
+    extensions = options["extensions"]
+    if extensions is None:
+        return "strict"
+    return f"{extensions['default']} {sorted(extensions['modules'].items())}"
 
 
 def _boot_options(name: str, extensions: Extensions) -> dict[str, Any]:

@@ -53,14 +53,6 @@ def one_pool(fn, *args, **options):
         return pool.submit(fn, *args).result(60)
 
 
-def with_extensions(monkeypatch, value):
-    """Have pools made with other creation options from now on."""
-    usual = subinterp.pool._boot_options
-    monkeypatch.setattr(
-        subinterp.pool, "_boot_options", lambda name: {**usual(name), "extensions": value}
-    )
-
-
 # Reuse -----------------------------------------------------------------------------------
 
 
@@ -123,16 +115,16 @@ def test_same_native_thread_with_the_new_name():
         assert Path(f"/proc/self/task/{thread}/comm").read_text() == "three-0\n"
 
 
-def test_other_options_do_not_share(monkeypatch):
-    first = one_pool(hold_copies)
-    with monkeypatch.context() as patch:
-        with_extensions(patch, {"a": "copy", "b": "native"})
-        second = one_pool(hold_copies)
-        assert second != first
-    with monkeypatch.context() as patch:
-        with_extensions(patch, {"b": "native", "a": "copy"})
-        assert one_pool(hold_copies) == second
-    assert one_pool(hold_copies) == first
+def test_other_options_do_not_share():
+    def one(extensions):
+        with subinterp.InterpreterPool(1, extensions=extensions) as pool:
+            return pool.submit(hold_copies).result(60)
+
+    first = one("auto")
+    second = one({"a": "copy", "b": "native"})
+    assert second != first
+    assert one({"b": "native", "a": "copy"}) == second
+    assert one("auto") == first
     assert set(parked_interpreters()) == {first, second}
 
 
