@@ -654,6 +654,11 @@ si_ret si_image_facts(const char *path, si_file_facts *facts, char **why)
     si_lock(&declared_mu);
     facts->declares = is_declared(&s.id);
     si_unlock(&declared_mu);
+    /* What another module exports to C comes in a capsule, and is kept in a static variable:
+     * NumPy's table of functions, in some modules of SciPy that declare their support. It is
+     * one interpreter's, as the module that it came from is one interpreter's copy. */
+    facts->declares = facts->declares && !si_elf_imports(&s.elf, "PyCapsule_GetPointer")
+                      && !si_elf_imports(&s.elf, "PyCapsule_Import");
     close_source(&s);
     return st;
 }

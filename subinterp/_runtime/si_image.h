@@ -53,7 +53,8 @@ typedef struct si_images {
 /* What is known of a file without loading it. */
 typedef struct {
     bool single_phase;  /* makes its module whole in its init function (by what it imports) */
-    bool declares;      /* said, in this process, that it supports interpreters with their own lock */
+    bool declares;      /* said, in this process, that it supports interpreters with their own
+                           lock; and uses nothing that other modules export to C */
 } si_file_facts;
 
 /* Both return SI_OK, or another status with a text to be freed in *why. They
