@@ -10,6 +10,9 @@ VENV ?= .venv
 # More arguments for pytest (ARGS) and for the benchmarks (BENCH_ARGS).
 ARGS ?=
 BENCH_ARGS ?=
+# How long `make soak` works, and which of the packages' test suites are run; by default all.
+MINUTES ?= 20
+SUITES ?=
 
 # A caller's settings that would lead the environment astray. Without bytecode files every
 # new interpreter would compile what it imports.
@@ -21,7 +24,7 @@ PIP := $(PY) -m pip --quiet
 BUILD_FILES := pyproject.toml setup.cfg setup.py
 SOURCES := $(wildcard subinterp/*.pyx subinterp/*.pxd subinterp/_runtime/*.c subinterp/_runtime/*.h)
 
-.PHONY: help dev demo test test-fast test-installed bench bench-short lint debug tsan asan clean FORCE
+.PHONY: help dev demo test test-fast test-installed test-packages soak bench bench-short lint debug tsan asan clean FORCE
 
 help: ## show this list
 	@echo "Targets (PYTHON=... chooses the Python; otherwise the newest suitable one is found):"
@@ -47,6 +50,12 @@ $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.requirements
 	@$(PIP) install --group $*
 	@touch $@
 
+# Compiled packages of others: as wheels, or not at all.
+$(VENV)/.packages $(VENV)/.data: $(VENV)/.%: $(VENV)/.requirements
+	@echo "Installing compiled packages ($*) into $(VENV)"
+	@tools/install-wheels $(PY) $*
+	@touch $@
+
 # The first time and after a change of the build files: a whole editable install. After a
 # change of sources only what is out of date.
 $(VENV)/.built: $(VENV)/.requirements $(BUILD_FILES) $(SOURCES)
@@ -63,20 +72,26 @@ $(VENV)/.built: $(VENV)/.requirements $(BUILD_FILES) $(SOURCES)
 dev: $(VENV)/.built $(VENV)/.bench $(VENV)/.lint ## make .venv with an editable install and all tools
 	@echo "Ready: $(PY) is $$($(PY) -c 'import sys; print("CPython", sys.version.split()[0])')"
 
-demo: $(VENV)/.built ## analyse the standard library: serially, threads, processes, interpreters
+demo: $(VENV)/.built $(VENV)/.data ## serially, threads, processes, interpreters: the standard library, and pandas
 	@$(PY) demo $(ARGS)
 
-test: $(VENV)/.built ## run all tests (ARGS=... for pytest)
+test: $(VENV)/.built $(VENV)/.packages ## run all tests (ARGS=... for pytest)
 	@$(PY) -m pytest $(ARGS)
 
 test-fast: $(VENV)/.built ## run the tests that take no more than a few seconds
-	@$(PY) -m pytest -m "not slow and not stress and not packaging" $(ARGS)
+	@$(PY) -m pytest -m "not slow and not stress and not packages and not packaging" $(ARGS)
 
-bench: $(VENV)/.built $(VENV)/.bench ## measure ours and the rivals, with their ratios (BENCH_ARGS=...)
+bench: $(VENV)/.built $(VENV)/.bench $(VENV)/.data ## measure ours and the rivals, with their ratios (BENCH_ARGS=...)
 	@$(PY) -m bench $(BENCH_ARGS)
 
 bench-short: BENCH_ARGS += --short
 bench-short: bench ## the same with few rounds
+
+soak: $(VENV)/.built $(VENV)/.data ## pandas and NumPy in two workers for MINUTES (20); fails if memory grows
+	@$(PY) -m bench.soak --minutes $(MINUTES)
+
+test-packages: $(VENV)/.built ## packages' own test suites in a worker and in main, compared (SUITES=...)
+	@VENV=$(VENV)-suites tools/test-packages $(PY) $(SUITES)
 
 lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -Werror
 	@VENV=$(VENV) tools/lint
@@ -87,10 +102,10 @@ lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -
 # run the tests from a folder of it, where the checkout cannot be imported by mistake.
 OUTSIDE = mkdir -p $(VENV)/outside && cd $(VENV)/outside && $(RUNNER) "$(CURDIR)/$(PY)"
 TESTS = -m pytest -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" "$(CURDIR)/tests"
-CHECKED := -m "not stress and not packaging"
+CHECKED := -m "not stress and not packages and not packaging"
 SANITIZED := $(MAKE) --no-print-directory test-sanitized
 
-test-installed: $(VENV)/.requirements ## test what the sdist installs (VENV=.venvs/NAME PYTHON=...)
+test-installed: $(VENV)/.requirements $(VENV)/.packages ## test what the sdist installs (VENV=.venvs/NAME PYTHON=...)
 	@rm -rf $(VENV)/dist
 	@echo "Building the sdist, and a wheel from it"
 	@$(PY) -m build --sdist --outdir $(VENV)/dist . >$(VENV)/sdist.log 2>&1 || { cat $(VENV)/sdist.log; exit 1; }

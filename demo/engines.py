@@ -1,63 +1,79 @@
 """The ways to get the work done that the demo compares.
 
-An engine is a generator function: it takes the paths and a number of workers, makes its
-workers, yields the reports in the order of the paths, and ends its workers. The demo times
+An engine is a generator function: it takes the items of a job and a number of workers, makes its
+workers, yields the results in the order of the items, and ends its workers. The demo times
 all of that, but not the imports of the libraries, which are all made up here.
 """
 
 import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
-from analysis import Report, analyse, prepare
+import analysis
+import resampling
 from subinterp import InterpreterPool
 
 if sys.version_info >= (3, 14):
     from concurrent.futures import InterpreterPoolExecutor
 
-# Processes need chunks: sent one by one, the paths would cost more than the result is worth.
-PROCESS_CHUNK = 16
+
+class Job(NamedTuple):
+    """What is done to each item, and what each worker does first.
+
+    Processes need chunks: sent one by one, the items would cost more than the result is worth.
+    """
+
+    function: Callable[[Any], Any]
+    prepare: Callable[[], None]
+    chunk: int = 16
 
 
 class Engine(NamedTuple):
     """A name for the tables, and what does the work; or the reason why it is not here."""
 
     name: str
-    run: Callable[[Sequence[str], int], Generator[Report]] | None
+    run: Callable[[Sequence[Any], int], Generator[Any]] | None
     missing: str = ""
 
 
-def run_serially(paths: Sequence[str], workers: int) -> Generator[Report]:
+FILES = Job(analysis.analyse, analysis.prepare)
+STUDIES = Job(resampling.repeat_study, resampling.prepare)
+
+
+def run_serially(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in the main thread: what the others are compared with."""
-    prepare()
-    yield from map(analyse, paths)
+    job.prepare()
+    yield from map(job.function, items)
 
 
-def run_threads(paths: Sequence[str], workers: int) -> Generator[Report]:
+def run_threads(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in threads, which share one lock."""
-    with ThreadPoolExecutor(workers, initializer=prepare) as pool:
-        yield from pool.map(analyse, paths)
+    with ThreadPoolExecutor(workers, initializer=job.prepare) as pool:
+        yield from pool.map(job.function, items)
 
 
-def run_processes(paths: Sequence[str], workers: int) -> Generator[Report]:
+def run_processes(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in processes."""
-    with ProcessPoolExecutor(workers, initializer=prepare) as pool:
-        yield from pool.map(analyse, paths, chunksize=PROCESS_CHUNK)
+    with ProcessPoolExecutor(workers, initializer=job.prepare) as pool:
+        yield from pool.map(job.function, items, chunksize=job.chunk)
 
 
 if sys.version_info >= (3, 14):
 
-    def run_standard_interpreters(paths: Sequence[str], workers: int) -> Generator[Report]:
+    def run_standard_interpreters(
+        items: Sequence[Any], workers: int, job: Job = FILES
+    ) -> Generator[Any]:
         """Do it in the standard library's interpreters."""
-        with InterpreterPoolExecutor(workers, initializer=prepare) as pool:
-            yield from pool.map(analyse, paths)
+        with InterpreterPoolExecutor(workers, initializer=job.prepare) as pool:
+            yield from pool.map(job.function, items)
 
 
-def run_subinterp(paths: Sequence[str], workers: int) -> Generator[Report]:
+def run_subinterp(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in subinterp's interpreters."""
-    with InterpreterPool(workers, initializer=prepare) as pool:
-        yield from pool.map(analyse, paths)
+    with InterpreterPool(workers, initializer=job.prepare) as pool:
+        yield from pool.map(job.function, items)
 
 
 def all_engines() -> list[Engine]:
@@ -72,4 +88,15 @@ def all_engines() -> list[Engine]:
         Engine("processes", run_processes),
         standard,
         Engine("subinterp", run_subinterp),
+    ]
+
+
+def study_engines() -> list[Engine]:
+    """Return every engine for the second part, the serial one first."""
+    return [
+        Engine("serial", partial(run_serially, job=STUDIES)),
+        Engine("threads", partial(run_threads, job=STUDIES)),
+        Engine("processes", partial(run_processes, job=STUDIES)),
+        Engine("InterpreterPoolExecutor", None, "cannot import NumPy"),
+        Engine("subinterp", partial(run_subinterp, job=STUDIES)),
     ]

@@ -36,6 +36,7 @@ _HOMES = {
     "SendChannel": "channels",
     "SharedBuffer": "buffers",
     "share": "buffers",
+    "set_parked_limit": "_core",
     "set_spin_time": "_core",
     "SubinterpError": "errors",
     "NotSendableError": "errors",
@@ -55,7 +56,7 @@ _MODULES = ("interpreters", "pool", "channels", "buffers", "errors")
 
 if TYPE_CHECKING:
     from subinterp import buffers, channels, errors, interpreters, pool
-    from subinterp._core import set_spin_time
+    from subinterp._core import set_parked_limit, set_spin_time
     from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
     from subinterp.errors import (
@@ -101,6 +102,7 @@ __all__ = [
     "interpreters",
     "pool",
     "select",
+    "set_parked_limit",
     "set_spin_time",
     "share",
 ]

@@ -145,7 +145,8 @@ cdef class Context:
     cdef readonly object notifier       # the _Notifier, or None
 
     def renew(self):
-        """In the child of a fork: nothing of the parent's is waited for."""
+        """In the child of a fork, and for the next pool of a parked interpreter: nothing
+        from before is waited for."""
         self.cx = si_context_of(PyInterpreterState_Get())
         self.cx.core_loaded = True
         self.notifier = None
@@ -1176,9 +1177,9 @@ cdef class _Notifier:
     cdef si_cq *cq
     cdef Context context
     cdef public int64_t outstanding     # posts to come, and pools that forward output
-    cdef object thread                  # to be joined; None when it is over
+    cdef object thread                  # the last one started, to be joined; or None
     cdef set forwarding                 # PoolHandles whose output is written here
-    cdef bint starting                  # ensure() is at it
+    cdef bint starting                  # ensure() is at it, or the thread is on its way to run()
     cdef bint running                   # a thread reads the queue
     cdef bint stopping
 
@@ -1193,8 +1194,9 @@ cdef class _Notifier:
         try:
             from subinterp import _notify
             self.thread = _notify.start(self)
-        finally:
+        except BaseException:
             self.starting = False
+            raise
         return 0
 
     def run(self, double linger):
@@ -1208,6 +1210,7 @@ cdef class _Notifier:
         if self.running:
             return      # the queue has one reader
         self.running = True
+        self.starting = False
         si_name_thread(b"subinterp-notif")
         si_cq_retain(cq)
         try:
@@ -1231,7 +1234,6 @@ cdef class _Notifier:
                 elif st == SI_FORKED:
                     break
         finally:
-            self.thread = None
             self.running = False
             si_cq_release(cq)
 
@@ -1264,7 +1266,7 @@ cdef class _Notifier:
 
     def stop(self):
         """Publish what is there, then end. (At the end of the interpreter.)"""
-        thread = self.thread
+        thread = self.thread    # one that is over is joined as well: to its very end
         self.stopping = True
         si_cq_nudge(self.cq)
         if thread is not None:
@@ -1503,13 +1505,15 @@ cdef class PoolCore:
         self.maps = {}
         return 0
 
-    def _open(self, int max_workers, int64_t max_tasks, str name, dict boot, initializer, initargs):
+    def _open(self, int max_workers, int64_t max_tasks, str name, str key, dict boot, initializer,
+              initargs):
         """Make the C pool. Called once by the constructor."""
         cdef si_pool *pool
         if self.pool != NULL:
             raise RuntimeError("the pool was initialised already")
         encoded = name.encode("utf-8", "replace")
-        pool = si_pool_new((<Context>_context).cx, max_workers, max_tasks, encoded)
+        encoded_key = key.encode("utf-8", "backslashreplace")
+        pool = si_pool_new((<Context>_context).cx, max_workers, max_tasks, encoded, encoded_key)
         if pool == NULL:
             raise MemoryError
         try:
@@ -2603,7 +2607,8 @@ cdef class ChannelEnd:
             si_channel_drop_count(self.handle.channel, self.handle.side)
 
     cdef int _need_open(self) except -1:
-        if not self.open or self.handle.channel == NULL:
+        # Not counted: given up with its interpreter's last pool (see si_park.h).
+        if not self.open or self.handle.channel == NULL or not si_handle_counted(&self.handle):
             raise _errors().ChannelClosed("this channel end is closed")
         return 0
 
@@ -3625,14 +3630,65 @@ def _process_token():
 
 
 def interpreter_ids():
-    """Ids of all interpreters of the process, newest first."""
+    """Ids of all interpreters of the process but for parked ones, newest first."""
     cdef int64_t ids[4096]
     cdef size_t n
     if not si_runtime_known():
         return None
+    idle = {interp_id for interp_id, _ in parked()}
     with nogil:
         n = si_runtime_list(ids, 4096)
-    return [ids[i] for i in range(<Py_ssize_t>min(n, <size_t>4096))]
+    return [ids[i] for i in range(<Py_ssize_t>min(n, <size_t>4096)) if ids[i] not in idle]
+
+
+def parked():
+    """(id of the interpreter, id of its native thread) of each that is parked, newest first."""
+    cdef int64_t interps[4096]
+    cdef int64_t threads[4096]
+    cdef size_t n = min(si_park_list(interps, threads, 4096), <size_t>4096)
+    return [(interps[i], threads[i]) for i in range(<Py_ssize_t>n)]
+
+
+def arm_parking(int default_limit):
+    """Allow parking: the main interpreter calls `abandon_workers` at exit."""
+    si_park_arm(default_limit)
+
+
+def set_parked_limit(limit):
+    """Set how many worker interpreters are kept for later pools.
+
+    An interpreter with private copies of extension modules is not ended with
+    its pool, since the copies' memory cannot be given back: it is parked, and
+    the next pool with the same `extensions` takes it instead of making one.
+
+    Parameters
+    ----------
+    limit : int
+        Parked interpreters in the whole process, at most. 0: none is parked.
+        The default is twice the number of usable processors, and at least 4.
+
+    Raises
+    ------
+    TypeError
+        If `limit` is not an integer.
+    ValueError
+        If it is negative or above 4096.
+
+    Notes
+    -----
+    Does not block: parked interpreters above the limit, those first that were
+    parked first, end in threads of their own. May be called in any interpreter.
+    """
+    if not isinstance(limit, int):
+        raise TypeError(f"limit must be an integer, not {type(limit).__name__}")
+    if not 0 <= limit <= 4096:
+        raise ValueError("limit must be between 0 and 4096")
+    si_park_set_limit(limit)
+
+
+def _pretend_copies(uint32_t n=1):
+    """For tests: act as if this interpreter had loaded private copies."""
+    (<Context>_context).cx.n_copies = n
 
 
 def current_interpreter_id():
@@ -3689,6 +3745,7 @@ def live_counts():
     """Live C objects of the process by kind; tasks and messages in debug builds only."""
     return {
         "contexts": si_live.contexts, "pools": si_live.pools, "workers": si_live.workers,
+        "parked": si_live.parked,
         "channels": si_live.channels, "buffers": si_live.shared,
         "functions": si_live.functions, "tasks": si_live.tasks, "messages": si_live.messages,
     }

@@ -76,6 +76,7 @@ class Importer:
         self.stock_create = _imp.create_dynamic
         self.stock_exec = _imp.exec_dynamic
         self.stock_builtin = _imp.create_builtin
+        self.stock_exec_builtin = _imp.exec_builtin
 
     def mode(self, name: str) -> str:
         """Return what was asked for this module, or for the package it is in."""
@@ -118,17 +119,29 @@ class Importer:
         try:
             return self._create(spec, name, path, mode)
         except ImportError as exc:
-            raise _explained(exc, name, path)
+            _explain(exc, name, path)
+            raise
         finally:
             self.creating.discard(key)
 
-    def exec_dynamic(self, module: "ModuleType") -> None:
+    def exec_dynamic(self, module: "ModuleType") -> int:
         """Execute what `create_dynamic` made."""
         made = self.made.pop(id(module), None)
         if made is None:
             self.loader["checked"](self.stock_exec, module)
         else:
             self.loader["execute"](module, made[1])
+            if module.__name__ == "_ctypes" and self.how.get("_ctypes") == "native":
+                _bind_callbacks(module, self.loader["callback"])
+        return 0
+
+    def exec_builtin(self, module: "ModuleType") -> int:
+        """Execute a module that is part of Python itself."""
+        fresh = not hasattr(module, "CFuncPtr")
+        self.stock_exec_builtin(module)
+        if module.__name__ == "_ctypes" and fresh:
+            _bind_callbacks(module, self.loader["callback"])
+        return 0
 
     def create_builtin(self, spec: "ModuleSpec") -> "ModuleType":
         """Make a module that is part of Python itself."""
@@ -150,7 +163,9 @@ class Importer:
             suffix = "U_" + short.encode("punycode").decode().replace("-", "_")
         if mode == "auto":
             if name in _REFUSED:
-                raise ImportError(f"it is not for interpreters beside the main one: {_REFUSED[name]}")
+                raise ImportError(
+                    f"it is not for interpreters beside the main one: {_REFUSED[name]}"
+                )
             single_phase, declares = self.loader["facts"](path)
             if name in _COPIED:
                 mode = "copy"
@@ -199,22 +214,52 @@ def _complete(module: "ModuleType", name: str, short: str, path: str) -> None:
 _Builtin = type(len)
 
 
+def _bind_callbacks(ctypes: "Any", bind: "Callable[[object, int], object]") -> None:
+    """Have callbacks enter this interpreter, whichever thread calls them.
+
+    For a `_ctypes` that is no private copy: see `si_gate_callback`.
+    """
+    base: Any = ctypes.CFuncPtr
+    address = ctypes.addressof
+
+    class CFuncPtr(base):  # type: ignore[misc]  # known at run time only
+        _flags_ = ctypes.FUNCFLAG_CDECL
+
+        def __new__(cls, *args: "Any", **kwargs: "Any") -> "Any":
+            self = super().__new__(cls, *args, **kwargs)
+            kept = self._objects
+            if kept:
+                for thunk in tuple(kept.values()):
+                    if type(thunk).__name__ == "CThunkObject":
+                        entry = _pointer_at(address(self))
+                        kept["gate"] = bind(thunk, entry)
+            return self
+
+    CFuncPtr.__module__, CFuncPtr.__qualname__ = base.__module__, base.__qualname__
+    ctypes.CFuncPtr = CFuncPtr
+
+
+def _pointer_at(address: int) -> int:
+    import ctypes
+
+    return ctypes.c_void_p.from_address(address).value or 0
+
+
 def _thread_id() -> int:
     from _thread import get_ident
 
     return get_ident()
 
 
-def _explained(exc: ImportError, name: str, path: str) -> ImportError:
-    """Name the module and its file, unless the error speaks of another one already."""
+def _explain(exc: ImportError, name: str, path: str) -> None:
+    """Have it name the module and its file, unless it speaks of another one already."""
     if exc.name is not None:
-        return exc
+        return
     text = str(exc)
     if path not in text:
         text = f"{path}: {text}"
-    new = ImportError(f"extension module {name} cannot be loaded: {text}", name=name, path=path)
-    new.__cause__, new.__suppress_context__ = exc.__cause__, True
-    return new
+    exc.msg = f"extension module {name} cannot be loaded: {text}"
+    exc.args, exc.name, exc.path = (exc.msg,), name, path
 
 
 _importer: "Importer | None" = None
@@ -227,6 +272,7 @@ def install(options: "dict[str, Any]", loader: "dict[str, Callable[..., Any]]") 
     _imp.create_dynamic = _importer.create_dynamic
     _imp.exec_dynamic = _importer.exec_dynamic
     _imp.create_builtin = _importer.create_builtin
+    _imp.exec_builtin = _importer.exec_builtin
 
 
 def loaded() -> dict[str, str]:

@@ -24,7 +24,7 @@ cdef extern from "si_base.h" nogil:
     uint32_t si_generation()
     int si_cores
     ctypedef struct si_live_counts:
-        int64_t contexts, pools, workers, channels, shared, functions, tasks, messages
+        int64_t contexts, pools, workers, parked, channels, shared, functions, tasks, messages
     si_live_counts si_live
     ctypedef struct si_spin:
         pass
@@ -87,6 +87,7 @@ cdef extern from "si_context.h":
         int64_t interp_id
         si_cq *notices
         bint core_loaded
+        uint32_t n_copies
     ctypedef struct PyInterpreterState:
         pass
     PyInterpreterState *PyInterpreterState_Get()
@@ -185,7 +186,8 @@ cdef extern from "si_pool.h" nogil:
         int stream
         size_t n
         char *data
-    si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name)
+    si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name,
+                         const char *key)
     void si_pool_retain(si_pool *p)
     void si_pool_release(si_pool *p)
     si_pool *si_pool_find(uint64_t id)
@@ -204,6 +206,12 @@ cdef extern from "si_pool.h" nogil:
     bint si_pool_tell_broken(si_pool *p)
     bint si_pool_given_up(si_pool *p)
     size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
+
+
+cdef extern from "si_park.h" nogil:
+    void si_park_arm(int default_limit)
+    void si_park_set_limit(int n)
+    size_t si_park_list(int64_t *interps, int64_t *threads, size_t max)
 
 
 cdef extern from "si_pool.h":

@@ -16,6 +16,7 @@ void si_extensions_after_fork(void)
 }
 
 static const char IMAGE[] = "subinterp.image", LOADER[] = "subinterp.loader";
+static const char CALLBACK[] = "subinterp.callback";
 
 /* ---- failures ------------------------------------------------------------------- */
 
@@ -126,12 +127,10 @@ static PyObject *open_image(PyObject *self, PyObject *args)
     si_image *image = NULL;
     char *why = NULL;
     si_ret st;
-    Py_BEGIN_ALLOW_THREADS
     st = copy ? si_image_copy(&l->images, PyBytes_AS_STRING(bytes), &image, &why)
               : si_image_native(&l->images, PyBytes_AS_STRING(bytes), &image, &why);
-    Py_END_ALLOW_THREADS
     /* Also if it failed: libraries may have been copied. */
-    l->cx->n_copies = si_images_copies(&l->images);
+    l->cx->n_copies = l->images.n_copies;
     Py_DECREF(bytes);
     if (st != SI_OK)
         return cannot_load(path, st, why);
@@ -249,15 +248,16 @@ static PyObject *execute(PyObject *self, PyObject *args)
     si_loader *l = loader_of(self);
     PyObject *module;
     int kind, bad = 0;
-    if (!l || !PyArg_ParseTuple(args, "O!i:execute", &PyModule_Type, &module, &kind))
+    if (!l || !PyArg_ParseTuple(args, "Oi:execute", &module, &kind))
         return NULL;
+    if (!PyModule_Check(module))
+        Py_RETURN_NONE;     /* Py_mod_create may return anything */
     if (begin_unchecked(l) < 0)
         return NULL;
     if (kind == FROM_SLOTS)
         bad = si_module_exec(module);
     else if (kind == FROM_DEFINITION) {
         PyModuleDef *def = PyModule_GetDef(module);
-        /* Py_mod_create may return an object that is no module of this definition. */
         bad = def ? PyModule_ExecDef(module, def) : PyErr_Occurred() ? -1 : 0;
     }
     end_unchecked(l);
@@ -313,6 +313,32 @@ static PyObject *checked(PyObject *self, PyObject *args)
     return r;
 }
 
+static void free_callback(PyObject *capsule)
+{
+    free(PyCapsule_GetPointer(capsule, CALLBACK));
+}
+
+/* callback(thunk, entry) -> an object to be kept as long as the thunk */
+static PyObject *callback(PyObject *self, PyObject *args)
+{
+    si_loader *l = loader_of(self);
+    PyObject *thunk;
+    unsigned long long entry;
+    if (!l || !PyArg_ParseTuple(args, "OK:callback", &thunk, &entry))
+        return NULL;
+    bool known;
+    si_callback *c = si_gate_callback(l->gate, thunk, (void *)(uintptr_t)entry, &known);
+    if (!c && known)
+        return PyErr_NoMemory();
+    if (!c) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "callbacks cannot be made in this interpreter: this Python's _ctypes is not "
+                        "one that subinterp knows how to bind to it");
+        return NULL;
+    }
+    return PyCapsule_New(c, CALLBACK, free_callback);
+}
+
 static PyMethodDef functions[] = {
     {"facts", facts, METH_O, NULL},
     {"open", open_image, METH_VARARGS, NULL},
@@ -321,6 +347,7 @@ static PyMethodDef functions[] = {
     {"declares", declares, METH_O, NULL},
     {"unchecked", unchecked, METH_VARARGS, NULL},
     {"checked", checked, METH_VARARGS, NULL},
+    {"callback", callback, METH_VARARGS, NULL},
 };
 
 /* The functions are gone: the interpreter ends. */

@@ -268,6 +268,53 @@ static bool write_entrances(si_gate *g, const char **why)
 
 #endif
 
+/* ---- callbacks of ctypes --------------------------------------------------------------- */
+
+typedef void (*closure_function)(void *cif, void *result, void **args, void *data);
+
+struct si_callback {
+    si_gate *gate;
+    closure_function function;  /* of _ctypes */
+    void *data;                 /* for it */
+};
+
+static void pass_gate(void *cif, void *result, void **args, void *data)
+{
+    si_callback *c = data;
+    PyGILState_STATE before = ensure(c->gate);
+    c->function(cif, result, args, c->data);
+    release(c->gate, before);
+}
+
+/* CThunkObject: a variable-size head, the closure as it is written, the
+ * closure as it is called, the description of the call (cif)... ffi_closure: 16 to
+ * 32 bytes of code or an address, then cif, function, data. */
+si_callback *si_gate_callback(si_gate *g, void *thunk, void *entry, bool *known)
+{
+    void **fields = (void **)((char *)thunk + sizeof(PyVarObject));
+    void **closure = fields[0];
+    *known = false;
+    if (!closure || fields[1] != entry)
+        return NULL;
+    for (int i = 1; i < 5; i++) {
+        uintptr_t cif = (uintptr_t)closure[i];
+        if (cif != (uintptr_t)(fields + 2) || closure[i + 2] != thunk)
+            continue;
+        *known = true;
+        si_callback *c = malloc(sizeof *c);
+        if (!c)
+            return NULL;
+        c->gate = g;
+        memcpy(&c->function, &closure[i + 1], sizeof c->function);
+        c->data = thunk;
+        closure_function through = pass_gate;
+        memcpy(&closure[i + 1], &through, sizeof through);
+        closure[i + 2] = c;
+        return c;
+    }
+    return NULL;
+}
+
 /* ---- the gate ---------------------------------------------------------------------- */
 
 const char *si_gate_unsupported(void)

@@ -43,6 +43,16 @@ si_gate *si_gate_new(PyInterpreterState *interp, const char **why);
 si_ret si_gate_close(si_gate *g, int64_t deadline);
 bool si_gate_idle(si_gate *g);
 
+/* What ctypes hands to C as a callback is a closure of libffi, which calls a
+ * function of _ctypes with its thunk object. Where _ctypes is not a copy (it may
+ * be built into Python), that function would enter the main interpreter in a
+ * foreign thread; so the closure is made to pass the gate first. `thunk` is the
+ * object, `entry` the callback's address, which proves that it was understood.
+ * A block to be freed after the thunk, or NULL: *known says whether memory ran out
+ * or this is not what we know. */
+typedef struct si_callback si_callback;
+si_callback *si_gate_callback(si_gate *g, void *thunk, void *entry, bool *known);
+
 /* The entrance that stands for the function of that name, or NULL. */
 void *si_gate_entrance(const si_gate *g, const char *name);
 

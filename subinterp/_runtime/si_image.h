@@ -17,7 +17,9 @@
  *   copied too. A copy needs a name of its own, which is written over the old
  *   one, as are the references to it. If one of a module's libraries is copied,
  *   so are the others that its wheel brings, since they know of each other: the
- *   type registry of libarrow holds what libarrow_python puts there.
+ *   type registry of libarrow holds what libarrow_python puts there;
+ * - the few that are not thread-safe (HDF5) are copied as well: the lock that
+ *   guards them is one of the interpreter's.
  *
  * Copies are never unloaded: their threads may still run, and types, functions
  * and capsules point into them. They end with the process.
@@ -34,12 +36,15 @@
 
 typedef struct si_image si_image;
 
-/* What one interpreter has loaded. Made and used by its own threads, without
- * its lock; `mu` lets one of them load at a time. */
+/* What one interpreter has loaded. `list` and `n_copies` are touched under its
+ * lock, which is held while images are opened, as CPython does: constructors
+ * of C++ objects may use Python. They may also let other threads run; so one
+ * thread at a time opens images, and may do so again from within. */
 typedef struct si_images {
     si_mutex mu;        /* held while files are copied and mapped: the exception to the rule
-                           that a mutex is held briefly. Nobody holds an interpreter's lock
-                           or another mutex while waiting for it. Guards `list` and `n_copies` */
+                           that a mutex is held briefly. The interpreter's lock is released
+                           while it is waited for, and no other mutex is held */
+    _Atomic uintptr_t holder;   /* the thread that has it; written under `mu` */
     si_gate *gate;      /* where copies' calls of the lock API go; constant */
     si_image *list;
     uint32_t n_copies;
@@ -48,23 +53,25 @@ typedef struct si_images {
 /* What is known of a file without loading it. */
 typedef struct {
     bool single_phase;  /* makes its module whole in its init function (by what it imports) */
-    bool declares;      /* said, in this process, that it supports interpreters with their own lock */
+    bool declares;      /* said, in this process, that it supports interpreters with their own
+                           lock; and uses nothing that other modules export to C */
 } si_file_facts;
 
-/* All return SI_OK, or another status with a text to be freed in *why.
- * Block: they read, write and map files. Call them without the interpreter's
- * lock. A file is loaded once, until it changes. */
-si_ret si_image_facts(const char *path, si_file_facts *facts, char **why);
+/* Both return SI_OK, or another status with a text to be freed in *why. They
+ * read, write and map files, with the interpreter's lock held; it is released
+ * while another thread of the interpreter loads. A file is loaded once, until it
+ * changes. */
 si_ret si_image_copy(si_images *images, const char *path, si_image **image, char **why);
 si_ret si_image_native(si_images *images, const char *path, si_image **image, char **why);
+
+/* The same, without an interpreter. */
+si_ret si_image_facts(const char *path, si_file_facts *facts, char **why);
 
 void *si_image_symbol(const si_image *image, const char *name);
 bool si_image_is_copy(const si_image *image);
 /* Remember, for all interpreters, that the file supports them as it is. */
 void si_image_declares(const si_image *image);
 
-/* How many copies there are; any thread. */
-uint32_t si_images_copies(si_images *images);
 /* Forget what was loaded; it stays mapped. No lock is needed. */
 void si_images_free(si_images *images);
 void si_images_after_fork(void);
