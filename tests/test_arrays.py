@@ -487,7 +487,6 @@ def test_shared_arrays_in_closures(shared_pool):
 
     list(shared_pool.map(task, range(10)))
     assert a.tolist() == list(range(10))
-    del task, a
 
 
 def test_copies_of_shared_arrays_are_not_shared(hand_over):

@@ -45,7 +45,7 @@ def test_there_are_examples():
     assert all(expected(example) for example in EXAMPLES)
 
 
-@pytest.mark.parametrize("number", examples())
+@pytest.mark.parametrize("number", list(examples()))
 def test_example_as_a_script(number, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(EXAMPLES[number])
@@ -55,7 +55,7 @@ def test_example_as_a_script(number, tmp_path):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("number", examples())
+@pytest.mark.parametrize("number", list(examples()))
 def test_example_from_standard_input(number, tmp_path):
     done = run(tmp_path, "-", input=EXAMPLES[number])
     assert done.returncode == 0, done.stderr
