@@ -40,9 +40,7 @@ class Engine(NamedTuple):
 
 
 FILES = Job(analysis.analyse, analysis.prepare)
-STUDIES = Job(
-    resampling.repeat_study, resampling.prepare, lambda: (resampling.read_patients(),)
-)
+STUDIES = Job(resampling.repeat_study, resampling.prepare, lambda: (resampling.read_patients(),))
 
 
 def run_serially(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
@@ -69,7 +67,9 @@ if sys.version_info >= (3, 14):
         items: Sequence[Any], workers: int, job: Job = FILES
     ) -> Generator[Any]:
         """Do it in the standard library's interpreters."""
-        with InterpreterPoolExecutor(workers, initializer=job.prepare, initargs=job.inputs()) as pool:
+        with InterpreterPoolExecutor(
+            workers, initializer=job.prepare, initargs=job.inputs()
+        ) as pool:
             yield from pool.map(job.function, items)
 
 

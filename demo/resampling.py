@@ -106,7 +106,7 @@ def without_extremes(values: Any) -> float:
     ordered = sorted(values)
     cut = len(ordered) // 10
     kept = ordered[cut : len(ordered) - cut]
-    return sum(kept) / len(kept)
+    return float(sum(kept)) / len(kept)
 
 
 def intervals(findings: Sequence[Finding]) -> list[Interval]:

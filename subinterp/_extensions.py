@@ -234,8 +234,7 @@ def _for_main(module: "ModuleType", name: str) -> "Callable[..., None]":
         if name == "enable" and module.is_enabled():
             return
         raise RuntimeError(
-            f"{module.__name__}.{name}() acts on the whole process; "
-            "call it in the main interpreter"
+            f"{module.__name__}.{name}() acts on the whole process; call it in the main interpreter"
         )
 
     function.__name__ = function.__qualname__ = name

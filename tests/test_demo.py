@@ -265,7 +265,13 @@ class TestComparison:
         ]
 
     def test_equal_results_succeed(self, main, sources, capsys):
-        assert main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(lambda reports: reports)) == 0
+        assert (
+            main(
+                ["--root", str(sources), "--repetitions", "0"],
+                self.run_wrongly(lambda reports: reports),
+            )
+            == 0
+        )
         shown = capsys.readouterr().out
         assert "equal" in shown
         assert "not parsed: 4 files (4 SyntaxError)" in shown
@@ -292,7 +298,9 @@ class TestComparison:
         def break_down(reports):
             raise RuntimeError("no more")
 
-        assert main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(break_down)) == 1
+        assert (
+            main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(break_down)) == 1
+        )
         shown = capsys.readouterr()
         assert "broke: RuntimeError" in shown.out
         assert "no more" in shown.err
@@ -320,20 +328,24 @@ class TestComparison:
         def interrupt(reports):
             raise KeyboardInterrupt
 
-        assert main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(interrupt)) == 130
+        assert (
+            main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(interrupt)) == 130
+        )
 
 
+@pytest.fixture(scope="module")
+def study():
+    """Have the packages start their threads before anything is compared."""
+    missing = resampling.missing_packages()
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    resampling.prepare(resampling.read_patients())
+    resampling.repeat_study(0)
+
+
+@pytest.mark.usefixtures("study")
 class TestStudy:
     """The second part."""
-
-    @pytest.fixture(autouse=True, scope="class")
-    def _study(self):
-        """Have the packages start their threads before anything is compared."""
-        missing = resampling.missing_packages()
-        if missing:
-            pytest.skip(f"not installed: {', '.join(missing)}")
-        resampling.prepare(resampling.read_patients())
-        resampling.repeat_study(0)
 
     @pytest.fixture
     def findings(self):

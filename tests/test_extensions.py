@@ -601,9 +601,7 @@ def test_broken_library(site):
 
 # The lock API ----------------------------------------------------------------------------
 
-PHASES = pytest.mark.parametrize(
-    "flags", [("-DSINGLE",), ()], ids=["single-phase", "multi-phase"]
-)
+PHASES = pytest.mark.parametrize("flags", [("-DSINGLE",), ()], ids=["single-phase", "multi-phase"])
 
 
 @PHASES
