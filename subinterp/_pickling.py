@@ -36,6 +36,12 @@ _MAX_SENT = 4096
 # ---- classes ------------------------------------------------------------------
 
 
+def forget_classes() -> None:
+    """Forget the classes that were sent and received: nobody is left to ask for them."""
+    _received.clear()
+    _sent.clear()
+
+
 def make_class(make: Any, args: tuple[Any, ...]) -> type:
     """Return the class of that tracker id: the one known here, or a new one."""
     tracker_id = args[-2]

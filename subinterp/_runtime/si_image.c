@@ -153,6 +153,18 @@ static bool is_common(const char *name)
     return false;
 }
 
+/* Libraries without Python that only one thread may be in, which the modules that use them
+ * see to with a lock of their interpreter's (h5py's `phil`): as shared ones they would be entered
+ * by several interpreters at once. */
+static bool is_not_thread_safe(const char *name)
+{
+    static const char *const UNSAFE[] = {"libhdf5", "libnetcdf"};
+    for (size_t i = 0; i < sizeof UNSAFE / sizeof *UNSAFE; i++)
+        if (strncmp(name, UNSAFE[i], strlen(UNSAFE[i])) == 0)
+            return true;
+    return false;
+}
+
 /* A needed library in a folder that the file itself names: one that came with
  * it. To be freed; NULL: the system's, which the linker finds. */
 static char *find_library(const source *s, const char *name)
@@ -198,37 +210,40 @@ static bool in_chain(const chain *c, const file_id *id)
     return false;
 }
 
-static bool libraries_use_python(const source *s, const chain *up);
+static bool needs_private_libraries(const source *s, const chain *up);
 
-static bool library_uses_python(const char *path, const chain *up)
+/* Does an interpreter need its own copy of this library, or of one that it needs? */
+static bool is_private(const char *path, const char *name, const chain *up)
 {
+    if (is_not_thread_safe(name))
+        return true;
     source lib;
     char *why = NULL;
     if (open_source(&lib, path, &why) != SI_OK) {
         free(why);      /* whoever loads it will say so */
         return false;
     }
-    bool uses = false;
+    bool found = false;
     if (!in_chain(up, &lib.id)) {
         chain here = {up, &lib.id};
-        uses = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
-               || libraries_use_python(&lib, &here);
+        found = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
+                || needs_private_libraries(&lib, &here);
     }
     close_source(&lib);
-    return uses;
+    return found;
 }
 
-static bool libraries_use_python(const source *s, const chain *up)
+static bool needs_private_libraries(const source *s, const chain *up)
 {
     size_t at = 0;
     const char *name;
-    bool uses = false;
-    while (!uses && (name = si_elf_next(&s->elf, DT_NEEDED, &at))) {
+    bool found = false;
+    while (!found && (name = si_elf_next(&s->elf, DT_NEEDED, &at))) {
         char *path = find_library(s, name);
-        uses = path && !is_common(name) && library_uses_python(path, up);
+        found = path && !is_common(name) && is_private(path, name, up);
         free(path);
     }
-    return uses;
+    return found;
 }
 
 /* ---- copies -------------------------------------------------------------------------- */
@@ -473,7 +488,7 @@ static si_ret prepare_libraries(si_images *images, source *s, const char *path, 
         if (!lib)
             continue;
         si_ret st = SI_OK;
-        if (!is_common(name) && (all || library_uses_python(lib, up))) {
+        if (!is_common(name) && (all || is_private(lib, name, up))) {
             si_image *image;
             char *needed = strdup(name);    /* renaming changes it under us */
             st = needed ? copy_library(images, lib, needed, all, up, &image, why) : SI_NOMEM;
@@ -508,7 +523,7 @@ static si_ret copy_source(si_images *images, source *s, const char *path, const 
                           const chain *up, si_image **image, char **why)
 {
     chain here = {up, &s->id};
-    all = all || libraries_use_python(s, &here);
+    all = all || needs_private_libraries(s, &here);
     si_ret st = prepare_libraries(images, s, path, all, &here, why);
     if (st != SI_OK)
         return st;
