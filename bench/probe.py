@@ -145,7 +145,7 @@ def _twice(contender, function, items, summarise):
 
 
 def import_numpy(contender, where):
-    """The time that two workers of a new pool, one after the other, or main take to import NumPy."""
+    """The time that two workers, one after the other, or main take to import NumPy."""
     if where == "fresh main":
         seconds, _ = data_work.import_numpy()
         return {"first": seconds, "next": seconds}

@@ -197,9 +197,7 @@ class _Named(type):
 
 def _named(module: str, name: str) -> type:
     """Stand for a category of warnings whose module has not been imported."""
-    return _Named(
-        name.rpartition(".")[2], (Warning,), {"__module__": module, "__qualname__": name}
-    )
+    return _Named(name.rpartition(".")[2], (Warning,), {"__module__": module, "__qualname__": name})
 
 
 def _set_filters(filters: "list[tuple[Any, ...]]") -> None:

@@ -169,7 +169,12 @@ def scipy_numerics():
     spline = float(scipy.interpolate.CubicSpline(range(60), a[0])(3.3))
     filtered = scipy.signal.lfilter([1.0], [1.0, 0.5], a[0])
     assert np.allclose(scipy.fft.irfft(scipy.fft.rfft(a[0])), a[0])
-    return spline, float(filtered.sum()), float(scipy.special.gammaln(a**2).sum()), way.y[0].tolist()
+    return (
+        spline,
+        float(filtered.sum()),
+        float(scipy.special.gammaln(a**2).sum()),
+        way.y[0].tolist(),
+    )
 
 
 @work("numpy", "scipy")
@@ -593,7 +598,9 @@ def msgpack_messages():
     for part in (packed[:3], packed[3:], packed):
         stream.feed(part)
     assert list(stream) == [data, data]
-    special = msgpack.packb({1j}, default=lambda s: msgpack.ExtType(5, repr(sorted(s, key=abs)).encode()))
+    special = msgpack.packb(
+        {1j}, default=lambda s: msgpack.ExtType(5, repr(sorted(s, key=abs)).encode())
+    )
     try:
         msgpack.unpackb(b"\xc1")
     except ValueError as error:
@@ -609,7 +616,9 @@ def ctypes_callbacks():
     import ctypes
 
     libc = ctypes.CDLL(None)
-    compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int))
+    compare = ctypes.CFUNCTYPE(
+        ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int)
+    )
     values = (ctypes.c_int * 6)(5, 1, 4, 2, 6, 3)
     seen = set()
 

@@ -488,6 +488,7 @@ def test_worker_has_argv_and_environment_of_its_maker(monkeypatch):
 def warns_of_its_own(action):
     """Import the module of a category, and warn; tell whether it was there before, and raised."""
     import importlib
+    import sys
     import warnings
 
     before = "_category" in sys.modules
@@ -501,6 +502,9 @@ def warns_of_its_own(action):
 
 def test_filters_for_classes_that_are_not_imported_yet(tmp_path, monkeypatch):
     """They hold once the class is there, and import nothing."""
+    import sys
+    import warnings
+
     (tmp_path / "_category.py").write_text("class OurWarning(UserWarning): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     import _category
