@@ -143,6 +143,16 @@ def test_a_parked_one_is_recycled_too():
     assert numbers[2] != first
 
 
+def test_without_the_extension_module():
+    """Workers that only exchange values never load it."""
+    first = one_pool(hold_copies)
+    with subinterp.InterpreterPool(1) as pool:
+        pool.submit(run, "import sys; sys.modules.pop('subinterp._core')").result(60)
+    assert list(parked_interpreters()) == [first]
+    assert one_pool(run, "import sys; result = 'subinterp._core' in sys.modules") is False
+    assert list(parked_interpreters()) == [first]
+
+
 def test_the_initializer_runs_for_each_pool():
     for value in (1, 2):
         number = one_pool(
