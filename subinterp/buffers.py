@@ -132,7 +132,7 @@ def share(obj: Any, /) -> Any:
     if isinstance(obj, SharedMemory):
         return obj
     ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
-    if ndarray is not None and isinstance(obj, ndarray):
+    if isinstance(ndarray, type) and isinstance(obj, ndarray):
         from subinterp import _arrays
 
         if _arrays.is_plain(obj):

@@ -279,7 +279,7 @@ class InterpreterPool(_core.PoolCore, Executor):
     Workers start with the creator's ``sys.path``, ``sys.argv``, warning
     filters and environment as they are when the pool is made; one that takes a
     parked interpreter as well. Arguments and
-    results are copied; see `SharedBuffer` and `create_channel` for what is
+    results are copied; see `SharedBuffer`, `share` and `create_channel` for what is
     shared. A pool may be used from any thread, and sent to other interpreters,
     where it is a handle on the same workers
     (which ends with the creator's: a forgotten pool is closed).

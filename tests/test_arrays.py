@@ -996,6 +996,29 @@ def test_a_small_slice_does_not_drag_along_what_it_was_cut_from(hand_over):
         assert back.get_total_buffer_size() < 20_000
 
 
+def test_small_slices_of_types_that_only_the_sender_knows(hand_over):
+    pa = pytest.importorskip("pyarrow", reason="needs pyarrow")
+
+    class Celsius(pa.ExtensionType):
+        def __init__(self):
+            super().__init__(pa.float64(), "celsius")
+
+        def __arrow_ext_serialize__(self):
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage, serialized):
+            return cls()
+
+    whole = pa.ExtensionArray.from_storage(Celsius(), pa.array(np.arange(20_000.0)))
+    table = pa.table({"t": whole, "list": pa.ListArray.from_arrays(np.arange(20_001), whole)})
+    for sent in (whole.slice(5, 2), table.slice(5, 2)):
+        back = hand_over(sent)
+        assert type(back) is type(sent) and back.to_pylist() == sent.to_pylist()
+        kinds = back.schema.types if hasattr(back, "schema") else [back.type]
+        assert "Celsius" in str(type(kinds[0]))
+
+
 def test_pyarrow_in_a_worker(shared_pool):
     pytest.importorskip("pyarrow", reason="needs pyarrow")
     sent = arrow_tables()["slice of chunks"].drop_columns(["dictionary"])
