@@ -141,17 +141,17 @@ def test_each_interpreter_has_its_own_copy(site, flags):
     assert path.exists()
 
 
-def test_counts_start_afresh_in_a_new_interpreter(site):
+def test_counts_start_afresh_in_a_fresh_interpreter(site):
+    """One that was parked keeps what C keeps; one that replaces a worker's does not have it."""
     site.build("ext")
     site.run("""
         import ext
         ext.bump(), ext.bump()
-        for _ in range(3):
-            interp = interpreters.create()
-            assert interp.call(w.use, "ext", "bump") == 1
-            assert interp.call(w.use, "ext", "bump") == 2
-            assert interp.call(w.loaded) == {"ext": "copy"}
-            interp.close()
+        with InterpreterPool(1, max_tasks_per_child=3) as pool:
+            for _ in range(3):
+                assert pool.submit(w.use, "ext", "bump").result() == 1
+                assert pool.submit(w.use, "ext", "bump").result() == 2
+                assert pool.submit(w.loaded).result() == {"ext": "copy"}
         assert ext.bump() == 3
     """)
 
@@ -679,9 +679,30 @@ STRAYS = """
 """
 
 
-@pytest.mark.parametrize("end", ["pool", "close", "recycled"])
-def test_a_thread_that_asks_for_an_interpreter_that_is_gone(site, end):
+def test_a_thread_that_asks_for_an_interpreter_that_is_gone(site):
     """It is cut off: it never comes back, and nothing of it runs any more."""
+    site.build("ext", THREADED)
+    site.run(
+        STRAYS
+        + """
+    with InterpreterPool(1, max_tasks_per_child=count) as pool:
+        for _ in range(count):
+            pool.submit(w.use, "ext", "leave", asked, tell, 0.0).result()
+        assert pool.submit(w.loaded).result() == {}
+        wait_for("<", count)
+        os.write(ask, b"x" * count)
+        text = drain()
+        assert "(" not in text and ">" not in text, text
+        assert pool.submit(w.call_back, "ext", 2, 20, 0).result()
+    text = drain()
+    assert "(" not in text and ">" not in text, text
+    """
+    )
+
+
+@pytest.mark.parametrize("end", ["pool", "close"])
+def test_a_thread_that_asks_for_an_interpreter_that_is_parked(site, end):
+    """It may enter, as the interpreter is there; what it does is whole, up to the program's end."""
     site.build("ext", THREADED)
     site.run(
         STRAYS
@@ -692,20 +713,18 @@ def test_a_thread_that_asks_for_an_interpreter_that_is_gone(site, end):
             interp.call(w.use, "ext", "leave", asked, tell, 0.0)
         interp.close()
     else:
-        recycled = sys.argv[2] == "recycled"
-        with InterpreterPool(1, max_tasks_per_child=count if recycled else None) as pool:
+        with InterpreterPool(1) as pool:
             for _ in range(count):
                 pool.submit(w.use, "ext", "leave", asked, tell, 0.0).result()
-            if recycled:
-                assert pool.submit(w.loaded).result() == {}
     wait_for("<", count)
-    os.write(ask, b"x" * count)
-    text = drain()
-    assert "(" not in text and ">" not in text, text
-    with InterpreterPool(1) as pool:
-        assert pool.submit(w.call_back, "ext", 2, 20, 0).result()
-    text = drain()
-    assert "(" not in text and ">" not in text, text
+    for _ in range(3):
+        os.write(ask, b"x" * count)
+        text = drain()
+        assert text.count("(") == text.count(")") == text.count(">"), text
+        with InterpreterPool(1) as pool:
+            assert pool.submit(w.call_back, "ext", 2, 20, 0).result()
+    # They are about to enter, or within, when the program ends.
+    os.write(ask, b"x" * 1000)
     """,
         end,
     )
