@@ -51,7 +51,7 @@ $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.requirements
 	@touch $@
 
 # Compiled packages of others: as wheels, or not at all.
-$(VENV)/.packages $(VENV)/.data: $(VENV)/.%: $(VENV)/.requirements
+$(VENV)/.packages $(VENV)/.data $(VENV)/.suites: $(VENV)/.%: $(VENV)/.requirements
 	@echo "Installing compiled packages ($*) into $(VENV)"
 	@tools/install-wheels $(PY) $*
 	@touch $@
@@ -90,8 +90,8 @@ bench-short: bench ## the same with few rounds
 soak: $(VENV)/.built $(VENV)/.data ## pandas and NumPy in two workers for MINUTES (20); fails if memory grows
 	@$(PY) -m bench.soak --minutes $(MINUTES)
 
-test-packages: $(VENV)/.built ## packages' own test suites in a worker and in main, compared (SUITES=...)
-	@VENV=$(VENV)-suites tools/test-packages $(PY) $(SUITES)
+test-packages: ## packages' own test suites in a worker and in main, compared (SUITES="numpy scipy")
+	@$(MAKE) --no-print-directory compare-suites VENV=.venvs/suites
 
 lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -Werror
 	@VENV=$(VENV) tools/lint
@@ -122,11 +122,14 @@ tsan: ## test a build with the thread sanitizer
 asan: ## test a build with the address sanitizer
 	@$(SANITIZED) VENV=.venvs/asan SUBINTERP_SANITIZE=address LIBRARY=libasan.so
 
-.PHONY: test-debug test-sanitized install-flavour
+.PHONY: test-debug test-sanitized install-flavour compare-suites
 
 install-flavour: $(VENV)/.requirements
 	@echo "Building the extension module"
 	@$(PIP) install --no-build-isolation --force-reinstall .
+
+compare-suites: install-flavour $(VENV)/.suites
+	@$(OUTSIDE) "$(CURDIR)/tools/test-packages" $(SUITES)
 
 test-debug: install-flavour
 	@$(OUTSIDE) -X dev $(TESTS) $(CHECKED) $(ARGS)

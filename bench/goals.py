@@ -45,6 +45,8 @@ class Goal:
 
 
 INTERPRETERS, THREADS = "InterpreterPoolExecutor", "ThreadPoolExecutor"
+PROCESSES = "ProcessPoolExecutor"
+ARRAY = f"{OURS}, shared array"
 BUFFER, VIEW = f"{OURS}, SharedBuffer", f"{OURS}, memoryview"
 
 GOALS = (
@@ -64,12 +66,25 @@ GOALS = (
     Goal("bytes", "rate", "above interpreters", 1, INTERPRETERS),
     Goal("shared_buffer", "growth", "same at any size (1.25x)", 1.25, ours=BUFFER),
     Goal("shared_buffer", "growth", "same at any size (1.25x)", 1.25, ours=VIEW),
+    Goal("array_argument", "rate", "5x processes", 5, PROCESSES),
+    Goal("array_result", "rate", "5x processes", 5, PROCESSES),
+    Goal("array_argument", "rate", "0.9x a.copy()", 0.9, "array.copy()"),
+    Goal("shared_array", "growth", "same at any size (1.25x)", 1.25, ours=ARRAY),
     Goal("startup", "both", "half of interpreters' time", 2, INTERPRETERS),
     Goal("channel_hot", "p50", "5 us", 5e-6),
     Goal("channel_idle", "p50", "20 us", 20e-6),
     Goal("channel_one_way", "rate", "1,000,000/s", 1e6, more=True),
     Goal("memory", "pss", "4.5 MB", 4.5e6),
     Goal("growth", "rss", "none (2 B a task)", 2e6),
+    Goal("group_apply", "warm", "1.9x serial", 1.9, "serial"),
+    Goal("group_apply", "total", "as processes", 1, "ProcessPoolExecutor"),
+    Goal("group_apply", "total", "as loky", 1, "loky"),
+    Goal("monte_carlo", "warm", "1.9x serial", 1.9, "serial"),
+    Goal("monte_carlo", "total", "as processes", 1, "ProcessPoolExecutor"),
+    Goal("monte_carlo", "total", "as loky", 1, "loky"),
+    Goal("import_numpy", "first", "1.3x a fresh main", 1 / 1.3, "fresh main"),
+    Goal("import_numpy", "next", "1.3x a fresh main", 1 / 1.3, "fresh main"),
+    Goal("memory_numpy", "pss", "25 MB", 25e6),
     Goal("idle", "cpu", "0 (0.5 ms a second)", 0.5e-3),
     Goal("idle", "wakeups", "0", 0),
 )

@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
-from bench import work
+from bench import data_work, work
 from bench.contenders import POOLS, ROOT
 from bench.machine import family
 
@@ -62,11 +63,11 @@ def main():
 # Probes
 
 
-def footprint(contender, workers):
+def footprint(contender, workers, modules=()):
     """Memory of this process and its children with some workers in a pool.
 
-    Each worker has done a first task. ``"interpreters"`` stands for bare
-    interpreters, in which nothing ran.
+    Each worker has done a first task, and imported some modules. ``"interpreters"``
+    stands for bare interpreters, in which nothing ran.
     """
     if contender == BARE:
         held = _bare_interpreters(workers)  # noqa: F841
@@ -74,7 +75,7 @@ def footprint(contender, workers):
     with _pool(contender).open(workers) as pool:
         seen = set()
         while len(seen) < workers:
-            tasks = [pool.submit(work.hold, HOLD) for _ in range(workers)]
+            tasks = [pool.submit(data_work.hold_with, modules, HOLD) for _ in range(workers)]
             seen.update(task.result() for task in tasks)
         return memory()
 
@@ -103,6 +104,66 @@ def idle(contender, seconds):
         return _idle(seconds)
 
 
+def group_apply(contender, count):
+    """A Python function applied to the groups of a frame of `count` rows."""
+    parts = data_work.make_parts(count, PARTS)
+    return _twice(contender, data_work.apply_to_groups, parts, _sum_of_sums)
+
+
+def monte_carlo(contender, count):
+    """`count` simulations, each with a seed of its own."""
+    import numpy  # noqa: F401
+
+    return _twice(contender, data_work.simulate, range(count), sum)
+
+
+def _sum_of_sums(arrays):
+    return float(sum(array.sum() for array in arrays))
+
+
+def _twice(contender, function, items, summarise):
+    """Map a function over items in a new pool, and once more.
+
+    Returns
+    -------
+    dict of str to float
+        ``"value"`` is what `summarise` makes of the results, both times the same.
+    """
+    gc.collect()
+    start = time.perf_counter()
+    with nullcontext() if contender == SERIAL else _pool(contender).open() as pool:
+        run = map if pool is None else pool.map
+        value = summarise(list(run(function, items)))
+        middle = time.perf_counter()
+        again = summarise(list(run(function, items)))
+        end = time.perf_counter()
+    ending = time.perf_counter() - end
+    if again != value:
+        raise RuntimeError(f"{contender} found {value}, and then {again}")
+    first, warm = middle - start, end - middle
+    return {"total": first + ending, "first": first, "warm": warm, "value": value}
+
+
+def import_numpy(contender, where):
+    """The time that two workers, one after the other, or main take to import NumPy."""
+    if where == "fresh main":
+        seconds, _ = data_work.import_numpy()
+        return {"first": seconds, "next": seconds}
+    if "main has it" in where:
+        data_work.import_numpy()
+    from subinterp import InterpreterPool
+
+    found = []
+    # Pools of one worker each, at the same time: so they are two interpreters.
+    with InterpreterPool(1) as one, InterpreterPool(1) as other:
+        for pool in (one, other):
+            pool.submit(work.hold, 0).result()
+            found.append(pool.submit(data_work.import_numpy).result()[0])
+    return {"first": found[0], "next": found[1]}
+
+
+SERIAL = "serial"
+PARTS = 16
 BARE = "bare interpreter"
 NO_POOL = "no pool"
 WAVE = 5000  # tasks in flight at once

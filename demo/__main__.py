@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from analysis import Summary, count_problems, find_files, standard_library, summarise
 from engines import Engine, all_engines, study_engines
-from resampling import Finding, intervals, missing_packages
+from resampling import Finding, intervals, missing_packages, read_patients
 from screen import Progress, Screen, bars, table
 
 
@@ -89,9 +89,10 @@ def repeat_studies(
         screen.write()
         return []
     seeds = range(options.repetitions)
+    patients = len(read_patients())
     screen.write(
         screen.paint("  Repeating a study of diabetes with pandas and NumPy", "bold")
-        + f": {len(seeds):,} times, 442 patients drawn anew each time"
+        + f": {len(seeds):,} times, {patients} patients drawn anew each time"
     )
     show_workers(screen, options.workers)
     outcomes, reference = compare(screen, engines, seeds, options.workers)
@@ -124,8 +125,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--repetitions",
         type=not_negative,
-        default=600,
-        help="how often the second part repeats its study (default: 600; 0 leaves it out)",
+        default=2000,
+        help="how often the second part repeats its study (default: 2000; 0 leaves it out)",
     )
     return parser.parse_args(argv)
 

@@ -20,13 +20,14 @@ if sys.version_info >= (3, 14):
 
 
 class Job(NamedTuple):
-    """What is done to each item, and what each worker does first.
+    """What is done to each item, and what each worker does first, with what main has made ready.
 
     Processes need chunks: sent one by one, the items would cost more than the result is worth.
     """
 
     function: Callable[[Any], Any]
-    prepare: Callable[[], None]
+    prepare: Callable[..., None]
+    inputs: Callable[[], tuple[Any, ...]] = tuple
     chunk: int = 16
 
 
@@ -39,24 +40,24 @@ class Engine(NamedTuple):
 
 
 FILES = Job(analysis.analyse, analysis.prepare)
-STUDIES = Job(resampling.repeat_study, resampling.prepare)
+STUDIES = Job(resampling.repeat_study, resampling.prepare, lambda: (resampling.read_patients(),))
 
 
 def run_serially(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in the main thread: what the others are compared with."""
-    job.prepare()
+    job.prepare(*job.inputs())
     yield from map(job.function, items)
 
 
 def run_threads(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in threads, which share one lock."""
-    with ThreadPoolExecutor(workers, initializer=job.prepare) as pool:
+    with ThreadPoolExecutor(workers, initializer=job.prepare, initargs=job.inputs()) as pool:
         yield from pool.map(job.function, items)
 
 
 def run_processes(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in processes."""
-    with ProcessPoolExecutor(workers, initializer=job.prepare) as pool:
+    with ProcessPoolExecutor(workers, initializer=job.prepare, initargs=job.inputs()) as pool:
         yield from pool.map(job.function, items, chunksize=job.chunk)
 
 
@@ -66,13 +67,15 @@ if sys.version_info >= (3, 14):
         items: Sequence[Any], workers: int, job: Job = FILES
     ) -> Generator[Any]:
         """Do it in the standard library's interpreters."""
-        with InterpreterPoolExecutor(workers, initializer=job.prepare) as pool:
+        with InterpreterPoolExecutor(
+            workers, initializer=job.prepare, initargs=job.inputs()
+        ) as pool:
             yield from pool.map(job.function, items)
 
 
 def run_subinterp(items: Sequence[Any], workers: int, job: Job = FILES) -> Generator[Any]:
     """Do it in subinterp's interpreters."""
-    with InterpreterPool(workers, initializer=job.prepare) as pool:
+    with InterpreterPool(workers, initializer=job.prepare, initargs=job.inputs()) as pool:
         yield from pool.map(job.function, items)
 
 

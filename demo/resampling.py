@@ -51,17 +51,24 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def prepare() -> None:
-    """Import what is needed and read the data; each engine calls this in its workers."""
-    patients()
-
-
 @cache
-def patients() -> Any:
-    """Return the data set as a pandas data frame, read once in each interpreter."""
+def read_patients() -> Any:
+    """Return the data set as a pandas data frame; done once, in main."""
     from sklearn.datasets import load_diabetes
 
     return load_diabetes(as_frame=True).frame
+
+
+# The data set of this interpreter or process; a list, so that it can be filled.
+_everybody: list[Any] = []
+
+
+def prepare(frame: Any) -> None:
+    """Keep the data set, and import what the work needs; each engine calls this in its workers."""
+    import numpy  # noqa: F401
+    import pandas  # noqa: F401
+
+    _everybody[:] = [frame]
 
 
 def repeat_study(seed: int) -> Finding:
@@ -69,7 +76,7 @@ def repeat_study(seed: int) -> Finding:
     import numpy as np
     import pandas as pd
 
-    everybody = patients()
+    [everybody] = _everybody
     chosen = np.random.default_rng(seed).integers(len(everybody), size=len(everybody))
     frame = everybody.iloc[chosen].reset_index(drop=True)
 
@@ -99,7 +106,7 @@ def without_extremes(values: Any) -> float:
     ordered = sorted(values)
     cut = len(ordered) // 10
     kept = ordered[cut : len(ordered) - cut]
-    return sum(kept) / len(kept)
+    return float(sum(kept)) / len(kept)
 
 
 def intervals(findings: Sequence[Finding]) -> list[Interval]:

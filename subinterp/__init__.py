@@ -35,6 +35,8 @@ _HOMES = {
     "RecvChannel": "channels",
     "SendChannel": "channels",
     "SharedBuffer": "buffers",
+    "share": "buffers",
+    "set_parked_limit": "_core",
     "set_spin_time": "_core",
     "SubinterpError": "errors",
     "NotSendableError": "errors",
@@ -54,8 +56,8 @@ _MODULES = ("interpreters", "pool", "channels", "buffers", "errors")
 
 if TYPE_CHECKING:
     from subinterp import buffers, channels, errors, interpreters, pool
-    from subinterp._core import set_spin_time
-    from subinterp.buffers import SharedBuffer
+    from subinterp._core import set_parked_limit, set_spin_time
+    from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
     from subinterp.errors import (
         BrokenInterpreterPool,
@@ -100,7 +102,9 @@ __all__ = [
     "interpreters",
     "pool",
     "select",
+    "set_parked_limit",
     "set_spin_time",
+    "share",
 ]
 
 

@@ -18,8 +18,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
 
 from subinterp._runtime cimport *
 
@@ -27,7 +27,7 @@ cdef extern from "Python.h":
     PyObject *PyIter_Next(PyObject *it)
     int PyDict_Next(object d, Py_ssize_t *pos, PyObject **key, PyObject **value)
     object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
-    int PyBUF_READ
+    int PyBUF_READ, PyBUF_WRITE
     object PyWeakref_NewRef(object o, object callback)
     bint PyFunction_Check(object o)
     bint PyCFunction_Check(object o)
@@ -35,7 +35,9 @@ cdef extern from "Python.h":
     object PyErr_GetRaisedException()
     int PyObject_GetBuffer(object o, Py_buffer *view, int flags) except -1
     void PyBuffer_Release(Py_buffer *view)
-    int PyBUF_SIMPLE, PyBUF_FULL_RO
+    bint PyBuffer_IsContiguous(const Py_buffer *view, char order)
+    int PyBuffer_ToContiguous(void *buf, const Py_buffer *src, Py_ssize_t n, char order) except -1
+    int PyBUF_SIMPLE, PyBUF_FULL_RO, PyBUF_WRITABLE
     PyObject *PyErr_Occurred()
     void Py_DECREF_ptr "Py_DECREF" (PyObject *o)
     int PyBuffer_FillInfo(Py_buffer *view, object o, void *buf, Py_ssize_t len, bint readonly, int flags) except -1
@@ -143,7 +145,8 @@ cdef class Context:
     cdef readonly object notifier       # the _Notifier, or None
 
     def renew(self):
-        """In the child of a fork: nothing of the parent's is waited for."""
+        """In the child of a fork, and for the next pool of a parked interpreter: nothing
+        from before is waited for."""
         self.cx = si_context_of(PyInterpreterState_Get())
         self.cx.core_loaded = True
         self.notifier = None
@@ -248,12 +251,20 @@ cdef class MessageWriter:
     """Where a pickler writes one message: its file, its dispatch table, and
     the owner of the buffers and handles that travel beside the bytes.
 
-    mode: "call" (to a worker), "result" (back to a caller), "message".
+    mode: "call" (to a worker), "result" (back to a caller), "message", "share"
+    (to ourselves, the buffers in shared memory).
+
+    What travels beside the bytes is only noted while the pickler runs, and
+    copied by `attach` once the pickle is known to be good: large buffers are
+    not copied for one that fails, or is made again with cloudpickle.
     """
     cdef si_msg *msg            # borrowed; lives as long as the encoding
     cdef si_context *cx
     cdef readonly str mode
     cdef object array_type
+    cdef object ndarray         # numpy's, once this interpreter has it
+    cdef tuple frames           # Arrow types that are reduced here, once it has them
+    cdef list beside            # PickleBuffers, in the order of the pickle
 
     def write(self, data):
         cdef Py_buffer view
@@ -277,7 +288,11 @@ cdef class MessageWriter:
         return (
             cls is memoryview
             or (self.array_type is not None and cls is self.array_type)
-            or (isinstance(cls, type) and issubclass(cls, (ChannelEnd, SharedMemory, PoolCore)))
+            or (isinstance(cls, type) and (
+                issubclass(cls, (ChannelEnd, SharedMemory, PoolCore))
+                or (self.ndarray is not None and issubclass(cls, self.ndarray))
+                or (self.frames and issubclass(cls, self.frames))
+            ))
         )
 
     def reduce(self, obj):
@@ -287,6 +302,12 @@ cdef class MessageWriter:
             return self._reduce_memoryview(obj, PickleBuffer)
         if isinstance(obj, (ChannelEnd, SharedMemory, PoolCore)):
             return received, (PickleBuffer(_carrier(obj)),)
+        if self.ndarray is not None and isinstance(obj, self.ndarray):
+            from subinterp import _arrays
+            return _arrays.reduce_ndarray(obj)
+        if self.frames and isinstance(obj, self.frames):
+            from subinterp import _arrow
+            return _arrow.reduce(obj)
         return _array_subclass(type(obj), obj, PickleBuffer)
 
     def _reduce_memoryview(self, view, PickleBuffer):
@@ -318,26 +339,96 @@ cdef class MessageWriter:
 
     def __call__(self, pickle_buffer):
         """The pickler's buffer_callback; returning None means out of band."""
-        cdef const Py_buffer *b = PyPickleBuffer_GetBuffer(pickle_buffer)
+        self.beside.append(pickle_buffer)
+        return None
+
+    cdef int attach(self) except -1:
+        """Make parts of the message of what the pickler left beside it."""
+        cdef const Py_buffer *b
+        cdef si_shared *common = NULL
+        cdef size_t start = 0
+        if self.mode == "share":
+            common = self._room()
+        try:
+            for pickle_buffer in self.beside:
+                b = PyPickleBuffer_GetBuffer(pickle_buffer)
+                if not isinstance(<object>b.obj, _Carrier):
+                    start += self._copy(b, NULL, common, start)
+                elif isinstance((<_Carrier>b.obj).thing, (ChannelEnd, SharedMemory, PoolCore)):
+                    self._carry((<_Carrier>b.obj).thing)
+                else:
+                    start += self._copy(NULL, <PyObject *>(<_Carrier>b.obj).thing, common, start)
+        finally:
+            if common != NULL:
+                si_shared_release(common)
+        return 0
+
+    cdef si_shared *_room(self) except? NULL:
+        """One block for all that will be copied; NULL if nothing will be."""
+        cdef const Py_buffer *b
+        cdef size_t n = 0
+        cdef si_shared *s
+        for pickle_buffer in self.beside:
+            b = PyPickleBuffer_GetBuffer(pickle_buffer)
+            if not isinstance(<object>b.obj, _Carrier):
+                n += _aligned(<size_t>b.len)
+            elif not isinstance((<_Carrier>b.obj).thing, (ChannelEnd, SharedMemory, PoolCore)):
+                n += _aligned(<size_t>(<_Carrier>b.obj).thing.nbytes)
+        if n == 0:
+            return NULL
+        s = si_shared_new(n)
+        if s == NULL:
+            raise MemoryError(f"no memory for {n} shared bytes")
+        si_expect_large(s.data, n)
+        return s
+
+    cdef size_t _copy(self, const Py_buffer *b, PyObject *late, si_shared *common,
+                      size_t start) except? 1:
+        """Add a part: the content of a buffer, or what writes itself into one.
+
+        It is copied into `common` at `start`, if given; into a block of its
+        own otherwise; not at all if it lies in shared memory already. Returns
+        the bytes used of `common`, a multiple of 64.
+        """
         cdef si_block *block
-        if isinstance(<object>b.obj, _Carrier):
-            self._carry((<_Carrier>b.obj).thing)
-            return None
-        block = si_block_new(<size_t>b.len)
+        cdef si_shared *s
+        cdef size_t n
+        cdef MessageBuffer target
+        if late == NULL:
+            n = <size_t>b.len
+            s = si_shared_at(b.buf, n)
+            if s != NULL:
+                self._add_view(s, <size_t>(<char *>b.buf - s.data), n)
+                return 0
+        else:
+            n = (<object>late).nbytes
+        if common != NULL and n:
+            _fill(common.data + start, n, b, late, None)
+            si_shared_retain(common)
+            self._add_view(common, start, n)
+            return _aligned(n)
+        block = si_block_new(n)
         if block == NULL:
             raise MemoryError
-        block.readonly = b.readonly
-        if b.len:
-            # The pickle holds the object, so its memory stays; others may run.
-            if b.len >= 1 << 20:
-                with nogil:
-                    memcpy(block.data, b.buf, <size_t>b.len)
-            else:
-                memcpy(block.data, b.buf, <size_t>b.len)
-        if not si_msg_part(self.msg, SI_PART_BLOCK, block, <size_t>b.len):
+        # Whoever writes into the block may hold on to it.
+        target = MessageBuffer.__new__(MessageBuffer)
+        target.block = block
+        _fill(block.data, n, b, late, target)
+        if late == NULL:
+            block.readonly = b.readonly
+        si_block_retain(block)
+        if not si_msg_part(self.msg, SI_PART_BLOCK, block, n):
             si_block_release(block)
             raise MemoryError
-        return None
+        return 0
+
+    cdef int _add_view(self, si_shared *s, size_t start, size_t n) except -1:
+        """Add a part; takes the reference over."""
+        if not si_msg_part(self.msg, SI_PART_VIEW, s, n):
+            si_shared_release(s)
+            raise MemoryError
+        self.msg.parts[self.msg.n_parts - 1].start = start
+        return 0
 
     cdef int _carry(self, thing) except -1:
         cdef ChannelEnd end
@@ -371,6 +462,42 @@ cdef class MessageWriter:
         return 0
 
 
+cdef size_t _aligned(size_t n) noexcept nogil:
+    """Where the next buffer may begin: Arrow asks for 64."""
+    return (n + 63) & ~<size_t>63
+
+
+cdef int _fill(char *to, size_t n, const Py_buffer *b, PyObject *late, owner) except -1:
+    """Copy a buffer's content, or have an object write its own.
+
+    owner: the object that `to` belongs to, or None: for the time of the call.
+    """
+    if late != NULL:
+        if owner is not None:
+            (<object>late).copy_into(owner)
+            return 0
+        view = PyMemoryView_FromMemory(to, <Py_ssize_t>n, PyBUF_WRITE)
+        (<object>late).copy_into(view)
+        return 0
+    if n >= 1 << 20:
+        # The pickle holds the object, so its memory stays; others may run.
+        with nogil:
+            memcpy(to, b.buf, n)
+    elif n:
+        memcpy(to, b.buf, n)
+    return 0
+
+
+def beside(copy):
+    """What stands in a pickle for bytes that are yet to be written.
+
+    copy: has `nbytes`, and `copy_into(buffer)`, which fills as many bytes. It
+    is called once the pickle is complete.
+    """
+    from _pickle import PickleBuffer
+    return PickleBuffer(_carrier(copy))
+
+
 cdef object _carrier(thing):
     cdef _Carrier c = _Carrier.__new__(_Carrier)
     c.thing = thing
@@ -392,6 +519,13 @@ cdef MessageWriter _writer(si_context *cx, si_msg *msg, str mode):
     w.mode = mode
     array = sys.modules.get("array")
     w.array_type = None if array is None else array.array
+    # Their modules may be half imported, by another thread.
+    w.ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    w.beside = []
+    w.frames = ()
+    if "polars" in sys.modules or "pyarrow" in sys.modules:
+        from subinterp import _arrow
+        w.frames = _arrow.types()
     return w
 
 
@@ -426,16 +560,20 @@ cdef int _encode_general(si_context *cx, si_msg *msg, obj, str mode) except -1:
             plain = False
         else:
             plain = not _mentions_main(msg.data + start, msg.len - start)
-    if not plain:
-        si_msg_cut(msg, start, n_parts)
-        from subinterp import _pickling
-        try:
-            _pickling.dump(writer, obj)
-        except BaseException:
+    try:
+        if not plain:
             si_msg_cut(msg, start, n_parts)
-            writer.msg = NULL
-            raise
-    writer.msg = NULL
+            writer.beside.clear()
+            from subinterp import _pickling
+            _pickling.dump(writer, obj)
+        if writer.beside:
+            writer.attach()
+    except BaseException:
+        si_msg_cut(msg, start, n_parts)
+        raise
+    finally:
+        writer.msg = NULL
+        writer.beside.clear()
     msg.format = SI_FMT_PICKLE
     return 0
 
@@ -520,6 +658,15 @@ cdef object _take_part(si_context *cx, si_part *part, bint keep):
         else:
             part.kind = SI_PART_NONE
         return shared
+    if part.kind == SI_PART_VIEW:
+        from subinterp.buffers import SharedBuffer
+        shared = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
+        shared.shared = <si_shared *>part.ptr
+        if keep:
+            si_shared_retain(shared.shared)
+        else:
+            part.kind = SI_PART_NONE
+        return memoryview(shared)[part.start:part.start + part.n]
     if part.kind == SI_PART_POOL:
         from subinterp.pool import InterpreterPool
         if not keep:
@@ -1030,9 +1177,9 @@ cdef class _Notifier:
     cdef si_cq *cq
     cdef Context context
     cdef public int64_t outstanding     # posts to come, and pools that forward output
-    cdef object thread                  # to be joined; None when it is over
+    cdef object thread                  # the last one started, to be joined; or None
     cdef set forwarding                 # PoolHandles whose output is written here
-    cdef bint starting                  # ensure() is at it
+    cdef bint starting                  # ensure() is at it, or the thread is on its way to run()
     cdef bint running                   # a thread reads the queue
     cdef bint stopping
 
@@ -1047,8 +1194,9 @@ cdef class _Notifier:
         try:
             from subinterp import _notify
             self.thread = _notify.start(self)
-        finally:
+        except BaseException:
             self.starting = False
+            raise
         return 0
 
     def run(self, double linger):
@@ -1062,6 +1210,7 @@ cdef class _Notifier:
         if self.running:
             return      # the queue has one reader
         self.running = True
+        self.starting = False
         si_name_thread(b"subinterp-notif")
         si_cq_retain(cq)
         try:
@@ -1085,7 +1234,6 @@ cdef class _Notifier:
                 elif st == SI_FORKED:
                     break
         finally:
-            self.thread = None
             self.running = False
             si_cq_release(cq)
 
@@ -1118,7 +1266,7 @@ cdef class _Notifier:
 
     def stop(self):
         """Publish what is there, then end. (At the end of the interpreter.)"""
-        thread = self.thread
+        thread = self.thread    # one that is over is joined as well: to its very end
         self.stopping = True
         si_cq_nudge(self.cq)
         if thread is not None:
@@ -1357,13 +1505,15 @@ cdef class PoolCore:
         self.maps = {}
         return 0
 
-    def _open(self, int max_workers, int64_t max_tasks, str name, dict boot, initializer, initargs):
+    def _open(self, int max_workers, int64_t max_tasks, str name, str key, dict boot, initializer,
+              initargs):
         """Make the C pool. Called once by the constructor."""
         cdef si_pool *pool
         if self.pool != NULL:
             raise RuntimeError("the pool was initialised already")
         encoded = name.encode("utf-8", "replace")
-        pool = si_pool_new((<Context>_context).cx, max_workers, max_tasks, encoded)
+        encoded_key = key.encode("utf-8", "backslashreplace")
+        pool = si_pool_new((<Context>_context).cx, max_workers, max_tasks, encoded, encoded_key)
         if pool == NULL:
             raise MemoryError
         try:
@@ -2457,7 +2607,8 @@ cdef class ChannelEnd:
             si_channel_drop_count(self.handle.channel, self.handle.side)
 
     cdef int _need_open(self) except -1:
-        if not self.open or self.handle.channel == NULL:
+        # Not counted: given up with its interpreter's last pool (see si_park.h).
+        if not self.open or self.handle.channel == NULL or not si_handle_counted(&self.handle):
             raise _errors().ChannelClosed("this channel end is closed")
         return 0
 
@@ -2969,6 +3120,26 @@ cdef class SharedMemory:
     def __len__(self):
         return <Py_ssize_t>self.shared.size
 
+    def _expect_large(self):
+        """Say that all of the memory is about to be written."""
+        si_expect_large(self.shared.data, self.shared.size)
+
+    def _fill(self, data):
+        """Copy the content of a buffer of the same size, in C order."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_FULL_RO)
+        try:
+            if <size_t>view.len != self.shared.size:
+                raise ValueError("the sizes differ")
+            self._expect_large()
+            if view.len >= 1 << 20 and PyBuffer_IsContiguous(&view, b"C"):
+                with nogil:
+                    memcpy(self.shared.data, view.buf, <size_t>view.len)
+            elif view.len:
+                PyBuffer_ToContiguous(self.shared.data, &view, view.len, b"C")
+        finally:
+            PyBuffer_Release(&view)
+
     @property
     def nbytes(self):
         """Size in bytes; constant."""
@@ -2983,6 +3154,41 @@ cdef class SharedMemory:
         return _shared_by_id, (_process_token(), self.shared.id)
 
 
+def shared_at(size_t address, size_t nbytes):
+    """The SharedBuffer that holds these bytes, and where they begin in it.
+
+    Returns None if they are nobody's. The caller keeps the bytes alive.
+    """
+    from subinterp.buffers import SharedBuffer
+    cdef SharedMemory found
+    cdef si_shared *s = si_shared_at(<const void *>address, nbytes)
+    if s == NULL:
+        return None
+    found = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
+    found.shared = s
+    return found, address - <size_t>s.data
+
+
+def share_buffers(obj):
+    """A copy of an object, made by a pickle, with its buffers in shared memory.
+
+    Returns the copy and the number of its buffers that are; those that were
+    before are not copied.
+    """
+    cdef si_msg msg
+    cdef uint32_t i, n = 0
+    cdef si_context *cx = (<Context>_context).cx
+    si_msg_init(&msg)
+    try:
+        _encode_general(cx, &msg, obj, "share")
+        for i in range(msg.n_parts):
+            if msg.parts[i].kind == SI_PART_VIEW or msg.parts[i].kind == SI_PART_SHARED:
+                n += 1
+        return _decode_general(cx, &msg, False), n
+    finally:
+        si_msg_clear(&msg)
+
+
 def _shared_by_id(token, uint64_t id):
     """The SharedBuffer that a plain pickle names, if somebody still holds it."""
     from subinterp.buffers import SharedBuffer
@@ -2995,6 +3201,426 @@ def _shared_by_id(token, uint64_t id):
     return made
 
 
+# ---- Arrow data ------------------------------------------------------------------------------------------------
+# See si_arrow.h. A tree of plain values describes the structs of a stream:
+#   schema: (format, name, metadata, flags, children, dictionary)
+#   array: (length, null_count, offset, buffers, children, dictionary)
+# A buffer is None or (which memory, where in it): memory 0 is the one copy, the
+# others are the SharedBuffers that data lies in already.
+
+cdef extern from "Python.h":
+    void *PyCapsule_GetPointer(object capsule, const char *name) except NULL
+
+
+cdef struct _ArrowSource:
+    ArrowSchema schema
+    ArrowArray array
+
+
+cdef class ArrowCopy:
+    """The content of Arrow streams that is yet to be copied.
+
+    Parameters
+    ----------
+    streams : list
+        PyCapsules as `__arrow_c_stream__` returns them, all of the same type.
+
+    Raises
+    ------
+    NotImplementedError
+        If there are data of a type that is not known here.
+
+    Notes
+    -----
+    Only the rows that are there are copied, not the memory around a slice. The
+    streams' own memory is given back with this object, in this interpreter.
+    """
+    cdef _ArrowSource *sources
+    cdef Py_ssize_t n_sources, room
+    cdef si_arrow_job *jobs
+    cdef size_t n_jobs, jobs_room
+    cdef readonly size_t nbytes
+    cdef readonly object schema
+    cdef readonly list chunks, shared
+
+    def __cinit__(self, list streams):
+        self.chunks = []
+        self.shared = []
+        for capsule in streams:
+            self._read(<ArrowArrayStream *>PyCapsule_GetPointer(capsule, b"arrow_array_stream"))
+        cdef Py_ssize_t i
+        for i in range(self.n_sources):
+            if self.sources[i].array.release != NULL:
+                self.chunks.append(self._plan(
+                    &self.sources[i].schema, &self.sources[i].array,
+                    self.sources[i].array.offset, self.sources[i].array.length,
+                ))
+        # Never empty: also buffers of no bytes have an address.
+        self.nbytes += 64
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.n_sources):
+            si_arrow_release_array(&self.sources[i].array)
+            si_arrow_release_schema(&self.sources[i].schema)
+        free(self.sources)
+        free(self.jobs)
+
+    cdef _ArrowSource *_new_source(self, ArrowArrayStream *stream) except NULL:
+        """One more, with its schema."""
+        cdef _ArrowSource *grown
+        if self.n_sources == self.room:
+            self.room = self.room * 2 + 4
+            grown = <_ArrowSource *>realloc(self.sources, <size_t>self.room * sizeof(_ArrowSource))
+            if grown == NULL:
+                raise MemoryError
+            self.sources = grown
+        grown = &self.sources[self.n_sources]
+        memset(grown, 0, sizeof(_ArrowSource))
+        if si_arrow_get_schema(stream, &grown.schema) != 0:
+            raise ValueError(_arrow_error(stream))
+        self.n_sources += 1
+        return grown
+
+    cdef int _read(self, ArrowArrayStream *stream) except -1:
+        cdef _ArrowSource *source
+        if stream.release == NULL:
+            raise ValueError("the Arrow stream was read before")
+        try:
+            while True:
+                source = self._new_source(stream)
+                if self.schema is None:
+                    self.schema = _schema_tree(&source.schema)
+                if si_arrow_get_next(stream, &source.array) != 0:
+                    raise ValueError(_arrow_error(stream))
+                if source.array.release == NULL:
+                    return 0
+        finally:
+            si_arrow_release_stream(stream)
+
+    cdef object _add(self, const void *src, size_t n, si_arrow_how how=SI_ARROW_PLAIN):
+        """Plan the copy of n bytes, unless they lie in shared memory."""
+        cdef si_arrow_job *grown
+        if how == SI_ARROW_PLAIN and src != NULL:
+            found = shared_at(<size_t>src, n)
+            if found is not None:
+                return self._place(found)
+        if self.n_jobs == self.jobs_room:
+            self.jobs_room = self.jobs_room * 2 + 16
+            grown = <si_arrow_job *>realloc(self.jobs, self.jobs_room * sizeof(si_arrow_job))
+            if grown == NULL:
+                raise MemoryError
+            self.jobs = grown
+        memset(&self.jobs[self.n_jobs], 0, sizeof(si_arrow_job))
+        self.jobs[self.n_jobs].how = how
+        self.jobs[self.n_jobs].from_ = <const char *>src
+        self.jobs[self.n_jobs].n = n
+        self.jobs[self.n_jobs].at = self.nbytes
+        self.n_jobs += 1
+        at = self.nbytes
+        self.nbytes += _aligned(n)
+        return 0, at
+
+    cdef object _place(self, found):
+        cdef Py_ssize_t i
+        cdef SharedMemory one, other = found[0]
+        for i in range(len(self.shared)):
+            one = self.shared[i]
+            if one.shared == other.shared:
+                return i + 1, found[1]
+        self.shared.append(other)
+        return len(self.shared), found[1]
+
+    cdef object _plan(self, ArrowSchema *s, ArrowArray *a, int64_t first, int64_t n):
+        """The tree of n rows from `first` on, which counts without a.offset."""
+        cdef const char *f = s.format
+        # Rows before the first, so that its bit stays at its place in a byte.
+        cdef int64_t lead = first & 7 if n else 0
+        cdef int64_t begin = first - lead, count = n + lead, i, k
+        cdef int64_t low, high
+        cdef int width
+        cdef bint whole = first == a.offset and n == a.length
+        cdef const char *validity = NULL
+        if f[0] == b"n":
+            return n, n, 0, (), (), None
+        if f[0] == b"+" and f[1] == b"r":
+            # Where runs end is counted from the start of the whole.
+            return n, 0, first, (), self._children(s, a, 0, -1), None
+        buffers = []
+        if not (f[0] == b"+" and f[1] == b"u"):
+            validity = <const char *>a.buffers[0] if a.null_count != 0 else NULL
+            if validity == NULL:
+                buffers.append(None)
+            else:
+                buffers.append(self._add(validity + begin // 8, <size_t>(count + 7) // 8))
+        nulls = 0 if validity == NULL else a.null_count if whole else -1
+        children = ()
+        if f[0] == b"+":
+            if f[1] == b"s":
+                children = self._children(s, a, begin, count)
+            elif f[1] == b"w":
+                k = int(s.format[3:].decode())
+                children = self._children(s, a, begin * k, count * k)
+            elif f[1] == b"l" or f[1] == b"L" or f[1] == b"m":
+                width = 8 if f[1] == b"L" else 4
+                low, high = self._offsets(buffers, a.buffers[1], begin, count, width)
+                children = self._children(s, a, low, high - low)
+            elif f[1] == b"v":
+                width = 8 if f[2] == b"L" else 4
+                for i in range(1, 3):
+                    buffers.append(self._rows(a.buffers[i], begin, count, width))
+                children = self._children(s, a, 0, -1)
+            elif f[1] == b"u" and f[2] == b"s":
+                buffers.append(self._rows(a.buffers[0], begin, count, 1))
+                children = self._children(s, a, begin, count)
+            elif f[1] == b"u" and f[2] == b"d":
+                buffers.append(self._rows(a.buffers[0], begin, count, 1))
+                buffers.append(self._rows(a.buffers[1], begin, count, 4))
+                children = self._children(s, a, 0, -1)
+            else:
+                raise NotImplementedError(f"Arrow data of the format {s.format!r}")
+        elif f[0] == b"u" or f[0] == b"z" or f[0] == b"U" or f[0] == b"Z":
+            width = 8 if f[0] == b"U" or f[0] == b"Z" else 4
+            low, high = self._offsets(buffers, a.buffers[1], begin, count, width)
+            buffers.append(self._add(<const char *>a.buffers[2] + low if high > low else NULL,
+                                     <size_t>(high - low)))
+        elif f[0] == b"v":
+            self._views(buffers, a, begin, count)
+        elif f[0] == b"b":
+            buffers.append(self._add(<const char *>a.buffers[1] + begin // 8 if n else NULL,
+                                     <size_t>(count + 7) // 8))
+        else:
+            buffers.append(self._rows(a.buffers[1], begin, count, _arrow_width(s.format)))
+        dictionary = None
+        if a.dictionary != NULL:
+            dictionary = self._plan(s.dictionary, a.dictionary, a.dictionary.offset,
+                                    a.dictionary.length)
+        return n, nulls, lead, tuple(buffers), children, dictionary
+
+    cdef object _rows(self, const void *src, int64_t begin, int64_t count, int64_t width):
+        return self._add(<const char *>src + begin * width if src != NULL and count else NULL,
+                         <size_t>(count * width))
+
+    cdef object _children(self, ArrowSchema *s, ArrowArray *a, int64_t begin, int64_t count):
+        """Their rows from `begin` on; all of them if the count is negative."""
+        cdef int64_t i
+        cdef ArrowArray *child
+        trees = []
+        for i in range(a.n_children):
+            child = a.children[i]
+            trees.append(self._plan(s.children[i], child, child.offset + begin,
+                                    child.length if count < 0 else count))
+        return tuple(trees)
+
+    cdef (int64_t, int64_t) _offsets(self, list buffers, const void *src, int64_t begin,
+                                     int64_t count, int width) except *:
+        """Plan the offsets of a list or string; which of the values are needed?
+
+        They begin with 0 afterwards. Shared memory stays as it is: there they
+        may begin anywhere, and the values with the first.
+        """
+        cdef int64_t low, high
+        cdef const char *at
+        if src == NULL or count == 0:
+            buffers.append(self._add(NULL, <size_t>((count + 1) * width)))
+            return 0, 0
+        at = <const char *>src + begin * width
+        if width == 8:
+            low, high = (<const int64_t *>at)[0], (<const int64_t *>at)[count]
+        else:
+            low, high = (<const int32_t *>at)[0], (<const int32_t *>at)[count]
+        n = <size_t>((count + 1) * width)
+        if low == 0 or shared_at(<size_t>at, n) is not None:
+            buffers.append(self._add(at, n))
+            return 0, high
+        buffers.append(self._add(at, n, SI_ARROW_OFFSETS_64 if width == 8 else SI_ARROW_OFFSETS_32))
+        return low, high
+
+    cdef int _views(self, list buffers, ArrowArray *a, int64_t begin, int64_t count) except -1:
+        """Plan views, and the text that they mean, which other rows may share."""
+        cdef int64_t i, n_text = a.n_buffers - 3
+        cdef const int64_t *sizes = <const int64_t *>a.buffers[a.n_buffers - 1]
+        cdef const char *views = <const char *>a.buffers[1] + begin * 16 if count else NULL
+        cdef size_t there = 0, needed, n = <size_t>(count * 16)
+        cdef si_arrow_job *job
+        for i in range(n_text):
+            there += <size_t>sizes[i]
+        if there > 1 << 16 and shared_at(<size_t>views, n) is None:
+            needed = si_arrow_text_size(a, begin, count)
+            if needed < there // 2 and needed < 1 << 31:
+                buffers.append(self._add(views, n, SI_ARROW_VIEWS))
+                job = &self.jobs[self.n_jobs - 1]
+                job.array = a
+                job.first = begin
+                job.text_at = self.nbytes
+                buffers.append((0, self.nbytes))
+                self.nbytes += _aligned(needed)
+                job.size_at = self.nbytes
+                buffers.append((0, self.nbytes))
+                self.nbytes += _aligned(sizeof(int64_t))
+                return 0
+        buffers.append(self._add(views, n))
+        for i in range(n_text):
+            buffers.append(self._add(a.buffers[2 + i], <size_t>sizes[i]))
+        buffers.append(self._add(sizes, <size_t>n_text * sizeof(int64_t)))
+        return 0
+
+    def copy_into(self, buffer):
+        """Copy what was planned."""
+        cdef Py_buffer view
+        cdef size_t i
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            if <size_t>view.len < self.nbytes:
+                raise ValueError("the buffer is too small")
+            with nogil:
+                for i in range(self.n_jobs):
+                    si_arrow_copy(<char *>view.buf, &self.jobs[i])
+        finally:
+            PyBuffer_Release(&view)
+
+
+cdef object _arrow_error(ArrowArrayStream *stream):
+    cdef const char *text = si_arrow_error(stream)
+    return "an Arrow stream failed" if text == NULL else (<bytes>text).decode(errors="replace")
+
+
+cdef object _schema_tree(ArrowSchema *s):
+    cdef int64_t i
+    children = []
+    for i in range(s.n_children):
+        children.append(_schema_tree(s.children[i]))
+    return (
+        <bytes>s.format,
+        None if s.name == NULL else <bytes>s.name,
+        PyBytes_FromStringAndSize(s.metadata, <Py_ssize_t>si_arrow_metadata_size(s.metadata)),
+        s.flags,
+        tuple(children),
+        None if s.dictionary == NULL else _schema_tree(s.dictionary),
+    )
+
+
+cdef int64_t _arrow_width(bytes format) except -1:
+    """Bytes of an item of fixed size."""
+    text = format.decode()
+    width = {
+        "c": 1, "C": 1, "s": 2, "S": 2, "i": 4, "I": 4, "l": 8, "L": 8, "e": 2, "f": 4, "g": 8,
+        "tdD": 4, "tdm": 8, "tts": 4, "ttm": 4, "ttu": 8, "ttn": 8, "tDs": 8, "tDm": 8, "tDu": 8,
+        "tDn": 8, "tiM": 4, "tiD": 8, "tin": 16,
+        "_pli128": 16, "_plu128": 16,   # polars' own
+    }.get(text)
+    if width is not None:
+        return width
+    if text.startswith("ts"):
+        return 8
+    if text.startswith("w:"):
+        return int(text[2:])
+    if text.startswith("d:"):
+        sizes = text[2:].split(",")
+        return 16 if len(sizes) < 3 else int(sizes[2]) // 8
+    raise NotImplementedError(f"Arrow data of the format {text!r}")
+
+
+cdef class ArrowData:
+    """Received Arrow data, for libraries that read `__arrow_c_stream__`.
+
+    Notes
+    -----
+    The memory is kept by what the libraries make of it, and given back by C
+    code alone: it does not matter when, and by which thread.
+    """
+    cdef object schema, chunks
+    cdef list memory        # the copy, as a memoryview, then SharedBuffers
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        """A new stream over the same memory."""
+        cdef ArrowSchema schema
+        cdef ArrowArray *arrays
+        cdef si_arrow_memory *m
+        cdef Py_ssize_t i, n = len(self.chunks)
+        memset(&schema, 0, sizeof(schema))
+        arrays = <ArrowArray *>calloc(<size_t>n + 1, sizeof(ArrowArray))
+        if arrays == NULL:
+            raise MemoryError
+        m = self._hold()
+        try:
+            _make_schema(&schema, self.schema)
+            for i in range(n):
+                self._make_array(&arrays[i], m, self.chunks[i])
+        except BaseException:
+            for i in range(n):
+                si_arrow_release_array(&arrays[i])
+            free(arrays)
+            si_arrow_release_schema(&schema)
+            raise
+        finally:
+            si_arrow_memory_release(m)
+        return si_arrow_stream_capsule(&schema, arrays, <uint32_t>n)
+
+    cdef si_arrow_memory *_hold(self) except NULL:
+        cdef si_arrow_memory *m = si_arrow_memory_new(<uint32_t>len(self.memory))
+        if m == NULL:
+            raise MemoryError
+        for memory in self.memory:
+            owner = memory.obj if isinstance(memory, memoryview) else memory
+            if isinstance(owner, SharedMemory):
+                si_arrow_memory_add_shared(m, (<SharedMemory>owner).shared)
+            else:
+                si_arrow_memory_add_block(m, (<MessageBuffer?>owner).block)
+        return m
+
+    cdef int _make_array(self, ArrowArray *a, si_arrow_memory *m, tree) except -1:
+        cdef int64_t i
+        length, nulls, offset, buffers, children, dictionary = tree
+        if not si_arrow_array_init(a, m, length, nulls, offset, len(buffers), len(children),
+                                   dictionary is not None):
+            raise MemoryError
+        for i, buffer in enumerate(buffers):
+            if buffer is not None:
+                a.buffers[i] = _start_of(self.memory[buffer[0]]) + <Py_ssize_t>buffer[1]
+        for i, child in enumerate(children):
+            self._make_array(a.children[i], m, child)
+        if dictionary is not None:
+            self._make_array(a.dictionary, m, dictionary)
+        return 0
+
+
+cdef const char *_start_of(memory) except NULL:
+    """The address of a buffer, whose owner is held elsewhere."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
+    cdef const char *start = <const char *>view.buf
+    PyBuffer_Release(&view)
+    return start
+
+
+cdef int _make_schema(ArrowSchema *s, tree) except -1:
+    cdef int64_t i
+    cdef const char *c_name = NULL
+    cdef const char *c_metadata
+    format, name, metadata, flags, children, dictionary = tree
+    if name is not None:
+        c_name = name
+    c_metadata = metadata
+    if not si_arrow_schema_init(s, format, c_name, c_metadata, <size_t>len(metadata), flags,
+                                len(children), dictionary is not None):
+        raise MemoryError
+    for i, child in enumerate(children):
+        _make_schema(s.children[i], child)
+    if dictionary is not None:
+        _make_schema(s.dictionary, dictionary)
+    return 0
+
+
+def arrow_data(schema, chunks, memory, shared):
+    """An ArrowData; the arguments are what an ArrowCopy made, and the copy."""
+    cdef ArrowData data = ArrowData.__new__(ArrowData)
+    data.schema = schema
+    data.chunks = chunks
+    data.memory = [memory, *shared]
+    return data
+
+
 # ---- the process -----------------------------------------------------------------------------------------------
 
 def _process_token():
@@ -3004,14 +3630,65 @@ def _process_token():
 
 
 def interpreter_ids():
-    """Ids of all interpreters of the process, newest first."""
+    """Ids of all interpreters of the process but for parked ones, newest first."""
     cdef int64_t ids[4096]
     cdef size_t n
     if not si_runtime_known():
         return None
+    idle = {interp_id for interp_id, _ in parked()}
     with nogil:
         n = si_runtime_list(ids, 4096)
-    return [ids[i] for i in range(<Py_ssize_t>min(n, <size_t>4096))]
+    return [ids[i] for i in range(<Py_ssize_t>min(n, <size_t>4096)) if ids[i] not in idle]
+
+
+def parked():
+    """(id of the interpreter, id of its native thread) of each that is parked, newest first."""
+    cdef int64_t interps[4096]
+    cdef int64_t threads[4096]
+    cdef size_t n = min(si_park_list(interps, threads, 4096), <size_t>4096)
+    return [(interps[i], threads[i]) for i in range(<Py_ssize_t>n)]
+
+
+def arm_parking(int default_limit):
+    """Allow parking: the main interpreter calls `abandon_workers` at exit."""
+    si_park_arm(default_limit)
+
+
+def set_parked_limit(limit):
+    """Set how many worker interpreters are kept for later pools.
+
+    An interpreter with private copies of extension modules is not ended with
+    its pool, since the copies' memory cannot be given back: it is parked, and
+    the next pool with the same `extensions` takes it instead of making one.
+
+    Parameters
+    ----------
+    limit : int
+        Parked interpreters in the whole process, at most. 0: none is parked.
+        The default is twice the number of usable processors, and at least 4.
+
+    Raises
+    ------
+    TypeError
+        If `limit` is not an integer.
+    ValueError
+        If it is negative or above 4096.
+
+    Notes
+    -----
+    Does not block: parked interpreters above the limit, those first that were
+    parked first, end in threads of their own. May be called in any interpreter.
+    """
+    if not isinstance(limit, int):
+        raise TypeError(f"limit must be an integer, not {type(limit).__name__}")
+    if not 0 <= limit <= 4096:
+        raise ValueError("limit must be between 0 and 4096")
+    si_park_set_limit(limit)
+
+
+def _pretend_copies(uint32_t n=1):
+    """For tests: act as if this interpreter had loaded private copies."""
+    (<Context>_context).cx.n_copies = n
 
 
 def current_interpreter_id():
@@ -3068,6 +3745,7 @@ def live_counts():
     """Live C objects of the process by kind; tasks and messages in debug builds only."""
     return {
         "contexts": si_live.contexts, "pools": si_live.pools, "workers": si_live.workers,
+        "parked": si_live.parked,
         "channels": si_live.channels, "buffers": si_live.shared,
         "functions": si_live.functions, "tasks": si_live.tasks, "messages": si_live.messages,
     }

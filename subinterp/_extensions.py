@@ -38,8 +38,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Builtin modules that speak of the process and say so; importing them, which
-# is all that most importers want, harms nobody.
-_BUILTINS = frozenset({"_suggestions", "_tracemalloc", "faulthandler"})
+# is all that most importers want, harms nobody. But what these functions do
+# leaves objects of their caller's interpreter in the process's variables.
+_BUILTINS: "dict[str, tuple[str, ...]]" = {
+    "_suggestions": (),
+    "_tracemalloc": ("start", "stop", "clear_traces"),
+    "faulthandler": (
+        "enable",
+        "disable",
+        "register",
+        "unregister",
+        "dump_traceback_later",
+        "cancel_dump_traceback_later",
+    ),
+}
 
 # Of the standard library: declares its support, but its callbacks enter the
 # main interpreter when they come from a thread that Python does not know.
@@ -148,6 +160,9 @@ class Importer:
         made: ModuleType
         if spec.name in _BUILTINS and self.mode(spec.name) not in ("strict", "refuse"):
             made = self.loader["unchecked"](self.stock_builtin, spec)
+            for function in _BUILTINS[spec.name]:
+                if hasattr(made, function):
+                    setattr(made, function, _for_main(made, function))
             self.how[spec.name] = "builtin"
         else:
             made = self.stock_builtin(spec)
@@ -209,6 +224,21 @@ def _complete(module: "ModuleType", name: str, short: str, path: str) -> None:
     for value in vars(module).values():
         if type(value) is _Builtin and value.__module__ == short:
             value.__module__ = name
+
+
+def _for_main(module: "ModuleType", name: str) -> "Callable[..., None]":
+    """Stand for a function that only the main interpreter may call."""
+
+    def function(*args: object, **kwargs: object) -> None:
+        # What is asked for is so already: then nothing is to be done.
+        if name == "enable" and module.is_enabled():
+            return
+        raise RuntimeError(
+            f"{module.__name__}.{name}() acts on the whole process; call it in the main interpreter"
+        )
+
+    function.__name__ = function.__qualname__ = name
+    return function
 
 
 _Builtin = type(len)

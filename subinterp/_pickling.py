@@ -36,6 +36,12 @@ _MAX_SENT = 4096
 # ---- classes ------------------------------------------------------------------
 
 
+def forget_classes() -> None:
+    """Forget the classes that were sent and received: nobody is left to ask for them."""
+    _received.clear()
+    _sent.clear()
+
+
 def make_class(make: Any, args: tuple[Any, ...]) -> type:
     """Return the class of that tracker id: the one known here, or a new one."""
     tracker_id = args[-2]
@@ -224,6 +230,9 @@ class _Probe(_Text):
     def write(self, data: Any) -> int:
         return len(data)
 
+    def __call__(self, buffer: Any) -> None:
+        """Let a buffer travel out of band: it is not copied then."""
+
     def handles(self, cls: type) -> bool:
         from subinterp import _core
 
@@ -243,7 +252,7 @@ class _Probe(_Text):
 def _problem(obj: Any) -> Exception | None:
     """Why an object cannot be sent, or None."""
     try:
-        Pickler(_Probe(), buffered=False).dump(obj)
+        Pickler(_Probe()).dump(obj)
     except Exception as exc:
         return exc
     return None

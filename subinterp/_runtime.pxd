@@ -18,12 +18,13 @@ cdef extern from "si_base.h" nogil:
         SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_DEADLOCK, SI_NOTFAST
     int64_t SI_FOREVER
     int64_t si_now()
+    void si_expect_large(void *p, size_t n)
     void si_set_spin(int64_t ns)
     int si_usable_cores()
     uint32_t si_generation()
     int si_cores
     ctypedef struct si_live_counts:
-        int64_t contexts, pools, workers, channels, shared, functions, tasks, messages
+        int64_t contexts, pools, workers, parked, channels, shared, functions, tasks, messages
     si_live_counts si_live
     ctypedef struct si_spin:
         pass
@@ -35,6 +36,7 @@ cdef extern from "si_message.h" nogil:
         size_t size
         char *data
     si_block *si_block_new(size_t size)
+    void si_block_retain(si_block *b)
     void si_block_release(si_block *b)
     ctypedef struct si_shared:
         uint64_t id
@@ -42,15 +44,17 @@ cdef extern from "si_message.h" nogil:
         char *data
     si_shared *si_shared_new(size_t size)
     si_shared *si_shared_find(uint64_t id)
+    si_shared *si_shared_at(const void *p, size_t n)
     void si_shared_retain(si_shared *s)
     void si_shared_release(si_shared *s)
     ctypedef enum si_part_kind:
-        SI_PART_NONE, SI_PART_BYTES, SI_PART_BLOCK, SI_PART_SHARED
+        SI_PART_NONE, SI_PART_BYTES, SI_PART_BLOCK, SI_PART_SHARED, SI_PART_VIEW
         SI_PART_SENDER, SI_PART_RECEIVER, SI_PART_POOL, SI_PART_MSG
     ctypedef struct si_part:
         si_part_kind kind
         size_t n
         void *ptr
+        size_t start
     ctypedef enum si_format:
         SI_FMT_NONE, SI_FMT_FAST, SI_FMT_PICKLE
     ctypedef struct si_msg:
@@ -83,6 +87,7 @@ cdef extern from "si_context.h":
         int64_t interp_id
         si_cq *notices
         bint core_loaded
+        uint32_t n_copies
     ctypedef struct PyInterpreterState:
         pass
     PyInterpreterState *PyInterpreterState_Get()
@@ -181,7 +186,8 @@ cdef extern from "si_pool.h" nogil:
         int stream
         size_t n
         char *data
-    si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name)
+    si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name,
+                         const char *key)
     void si_pool_retain(si_pool *p)
     void si_pool_release(si_pool *p)
     si_pool *si_pool_find(uint64_t id)
@@ -200,6 +206,12 @@ cdef extern from "si_pool.h" nogil:
     bint si_pool_tell_broken(si_pool *p)
     bint si_pool_given_up(si_pool *p)
     size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
+
+
+cdef extern from "si_park.h" nogil:
+    void si_park_arm(int default_limit)
+    void si_park_set_limit(int n)
+    size_t si_park_list(int64_t *interps, int64_t *threads, size_t max)
 
 
 cdef extern from "si_pool.h":
@@ -249,5 +261,61 @@ cdef extern from "si_process.h" nogil:
     int64_t si_load_cost(si_function *f)
     void si_store_refs(si_task *t, int refs)
 
+
 cdef extern from "si_gate.h":
     const char *si_gate_unsupported() nogil
+
+
+cdef extern from "si_arrow.h" nogil:
+    ctypedef struct ArrowSchema "struct ArrowSchema":
+        const char *format
+        const char *name
+        const char *metadata
+        int64_t flags
+        int64_t n_children
+        ArrowSchema **children
+        ArrowSchema *dictionary
+        void *release
+    ctypedef struct ArrowArray "struct ArrowArray":
+        int64_t length, null_count, offset, n_buffers, n_children
+        const void **buffers
+        ArrowArray **children
+        ArrowArray *dictionary
+        void *release
+    ctypedef struct ArrowArrayStream "struct ArrowArrayStream":
+        void *release
+    ctypedef struct si_arrow_memory:
+        pass
+    si_arrow_memory *si_arrow_memory_new(uint32_t room)
+    void si_arrow_memory_add_block(si_arrow_memory *m, si_block *b)
+    void si_arrow_memory_add_shared(si_arrow_memory *m, si_shared *s)
+    void si_arrow_memory_release(si_arrow_memory *m)
+    bint si_arrow_schema_init(ArrowSchema *s, const char *format, const char *name,
+                              const char *metadata, size_t n_metadata, int64_t flags,
+                              int64_t n_children, bint dictionary)
+    bint si_arrow_array_init(ArrowArray *a, si_arrow_memory *m, int64_t length,
+                             int64_t null_count, int64_t offset, int64_t n_buffers,
+                             int64_t n_children, bint dictionary)
+    size_t si_arrow_metadata_size(const char *metadata)
+    const char *si_arrow_error(ArrowArrayStream *s)
+    void si_arrow_release_stream(ArrowArrayStream *s)
+    void si_arrow_release_schema(ArrowSchema *s)
+    void si_arrow_release_array(ArrowArray *a)
+    ctypedef enum si_arrow_how:
+        SI_ARROW_PLAIN, SI_ARROW_OFFSETS_32, SI_ARROW_OFFSETS_64, SI_ARROW_VIEWS
+    ctypedef struct si_arrow_job:
+        si_arrow_how how
+        const char *from_ "from"
+        size_t n, at
+        const ArrowArray *array
+        int64_t first
+        size_t text_at, size_at
+    void si_arrow_copy(char *to, const si_arrow_job *job)
+    size_t si_arrow_text_size(const ArrowArray *a, int64_t first, int64_t n)
+
+
+cdef extern from "si_arrow.h":
+    # They run the code of the library whose stream it is.
+    int si_arrow_get_schema(ArrowArrayStream *s, ArrowSchema *out)
+    int si_arrow_get_next(ArrowArrayStream *s, ArrowArray *out)
+    object si_arrow_stream_capsule(ArrowSchema *schema, ArrowArray *arrays, uint32_t n_arrays)

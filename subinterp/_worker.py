@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-# The parts of a worker that need more than its thread: set by `boot`.
+# The parts of a worker that need more than its thread: set by `boot`, for each pool.
 _index = 0
 _pool_name = ""
 _thread_id = 0
@@ -123,6 +123,9 @@ def _adopt_thread(threading: "Any") -> None:
     """Make the worker's thread the main thread of its interpreter."""
     if threading.get_ident() != _thread_id:
         return  # a thread that a task started without `threading` came first
+    if getattr(threading._main_thread, "_subinterp", False):
+        threading._main_thread._name = worker_name()
+        return  # an earlier pool's worker did
     for ident, thread in list(threading._active.items()):
         if thread is threading._main_thread or ident == _thread_id:
             del threading._active[ident]
@@ -133,6 +136,7 @@ def _adopt_thread(threading: "Any") -> None:
     threading._active[_thread_id] = thread
     thread._daemonic = False
     thread._name = worker_name()
+    thread._subinterp = True
     threading._main_thread = thread
 
 
@@ -144,8 +148,12 @@ def boot(
     exec_core: "Callable[[ModuleType], None]",
     emit: "Callable[[int, Any], int]",
 ) -> None:
-    """Set the new interpreter up as its creator's options say."""
-    global _index, _pool_name, _thread_id, _dirty, _extensions_hint
+    """Set the interpreter, new or renewed, up as its pool's options say."""
+    global _index, _pool_name, _thread_id, _dirty, _pristine, _installed
+    global _extensions_hint
+    if _pristine is None:
+        _pristine = _Pristine()
+    _installed = tuple(payload["installed"])
     _index = index
     _pool_name = payload["name"]
     _extensions_hint = payload["extensions_hint"]
@@ -153,8 +161,11 @@ def boot(
     _dirty = dirty
     sys.path[:] = payload["path"]
     sys.argv = list(payload["argv"])
-    sys.meta_path.insert(0, _CoreFinder(payload["core"], create_core, exec_core))
-    sys.meta_path.append(_PackageFinder(payload["package"]))
+    sys.meta_path[:] = [
+        _CoreFinder(payload["core"], create_core, exec_core),
+        *(f for f in sys.meta_path if not isinstance(f, (_CoreFinder, _PackageFinder))),
+        _PackageFinder(payload["package"]),
+    ]
     if "threading" in sys.modules:
         _adopt_thread(sys.modules["threading"])
     if payload["filters"] is not None:
@@ -174,25 +185,51 @@ def _pattern(text: "str | None", flags: "int | None") -> "Any":
     return re.compile(text, flags)
 
 
+class _Named(type):
+    """Type of classes that stand for one that is not there yet, by its name."""
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return any(
+            base.__module__ == cls.__module__ and base.__qualname__ == cls.__qualname__
+            for base in other.__mro__
+        )
+
+
+def _named(module: str, name: str) -> type:
+    """Stand for a category of warnings whose module has not been imported."""
+    return _Named(name.rpartition(".")[2], (Warning,), {"__module__": module, "__qualname__": name})
+
+
 def _set_filters(filters: "list[tuple[Any, ...]]") -> None:
     import warnings as _warnings
 
     warnings: Any = _warnings  # what is used of it is not declared
     rebuilt = []
     for action, message, flags, module, name, in_module, in_flags, lineno in filters:
+        category: type
         try:
-            category = resolve(module, name)
+            # Never by an import: NumPy sets a filter for a warning of its own, and a
+            # worker is not to import NumPy for that.
+            category = resolve(module, name) if module in sys.modules else _named(module, name)
         except Exception:
-            continue  # its module cannot be imported here: it cannot occur either
+            continue  # there is no such class here: it cannot occur either
         rebuilt.append(
             (action, _pattern(message, flags), category, _pattern(in_module, in_flags), lineno)
         )
-    if hasattr(warnings, "_filters_mutated_lock_held"):  # 3.14 and later
-        with warnings._lock:
-            warnings.filters[:] = rebuilt
+    _put_filters(warnings, warnings.filters, rebuilt)
+
+
+def _put_filters(warnings: "Any", filters: "list[Any]", rebuilt: "list[Any]") -> None:
+    """Replace the filters; `warnings` is that module, or `_warnings`."""
+    if hasattr(warnings, "_acquire_lock"):  # 3.14 and later
+        warnings._acquire_lock()
+        try:
+            filters[:] = rebuilt
             warnings._filters_mutated_lock_held()
+        finally:
+            warnings._release_lock()
     else:
-        warnings.filters[:] = rebuilt
+        filters[:] = rebuilt
         warnings._filters_mutated()
 
 
@@ -379,6 +416,249 @@ def only_daemons_left() -> bool:
         return False
     here = threading.get_ident()
     return any(t.daemon and t.ident != here and t.is_alive() for t in threading.enumerate())
+
+
+def leave() -> None:
+    """Run what the end of the interpreter would have run: the process ends."""
+    finish()
+    import atexit
+
+    atexit._run_exitfuncs()
+    flush()
+
+
+# ---- parking -----------------------------------------------------------------------
+# An interpreter that is parked is made as good as new with its old pool, and
+# gets what the new pool brings with it by `renew` and `boot`. The exact list of
+# what is fresh and what stays is in docs/architecture.md, "Parked interpreters".
+
+
+class _Pristine:
+    """The interpreter as CPython made it, before the first pool's options."""
+
+    def __init__(self) -> None:
+        import _warnings
+        import builtins
+        import gc
+
+        self.main = dict(vars(sys.modules["__main__"]))
+        self.builtins = dict(vars(builtins))
+        self.sys = dict(vars(sys))
+        self.lists = {k: list(v) for k, v in self.sys.items() if type(v) is list}
+        self.filters: Any = _warnings.filters
+        self.filters_items = list(self.filters)
+        self.gc = gc.isenabled(), gc.get_threshold(), gc.get_debug(), list(gc.callbacks)
+        self.environ: Any = getattr(sys.modules.get("os"), "environ", None)
+        # (function that sets it, arguments) of what `sys` keeps out of its namespace.
+        self.settings: list[tuple[Any, tuple[Any, ...]]] = [
+            (sys.settrace, (sys.gettrace(),)),
+            (sys.setprofile, (sys.getprofile(),)),
+            (sys.setrecursionlimit, (sys.getrecursionlimit(),)),
+            (sys.setswitchinterval, (sys.getswitchinterval(),)),
+            (sys.setdlopenflags, (sys.getdlopenflags(),)),
+            (sys.set_int_max_str_digits, (sys.get_int_max_str_digits(),)),
+            (sys.set_asyncgen_hooks, tuple(sys.get_asyncgen_hooks())),
+            (
+                sys.set_coroutine_origin_tracking_depth,
+                (sys.get_coroutine_origin_tracking_depth(),),
+            ),
+        ]
+        for name in ("lazy_imports", "lazy_imports_filter"):  # 3.15 and later
+            if hasattr(sys, f"set_{name}"):
+                setting = getattr(sys, f"set_{name}"), (getattr(sys, f"get_{name}")(),)
+                self.settings.append(setting)
+        self.tools = [i for i in range(6) if sys.monitoring.get_tool(i) is not None]
+
+
+_pristine: "_Pristine | None" = None
+_installed: "tuple[str, ...]" = ()
+
+
+def park() -> bool:
+    """Make the interpreter as good as new; False: it cannot be reused.
+
+    It may be ended afterwards all the same, also after an exception.
+    """
+    core = sys.modules.get("subinterp._core")
+    if core is not None:
+        core.close_pools_of_this_interpreter()
+    flush()
+    if _pristine is None or _threads_left():
+        return False
+    _restore_settings(_pristine)
+    _drop_modules()
+    _restore_namespaces(_pristine)
+    _restore_modules(_pristine)
+    import gc
+
+    gc.collect()
+    return not _threads_left()
+
+
+def _threads_left() -> bool:
+    """Return True if threads of tasks run on, or those of an idle executor."""
+    if _thread._count():
+        from time import sleep
+
+        for _ in range(20):
+            sleep(0.001)  # one may be on its last steps
+            if not _thread._count():
+                return False
+        return True
+    return False
+
+
+def renew(environment: "dict[bytes, bytes]") -> None:
+    """Before `boot`, for the next pool: what is of the process, as it is now."""
+    core = sys.modules.get("subinterp._core")
+    if core is not None:
+        core._context.renew()
+    if _pristine is not None and _pristine.environ is not None:
+        _pristine.environ._data.clear()
+        _pristine.environ._data.update(environment)
+
+
+def _restore_settings(pristine: _Pristine) -> None:
+    import gc
+
+    for function, args in pristine.settings:
+        function(*args)
+    for tool in range(6):
+        if tool not in pristine.tools and sys.monitoring.get_tool(tool) is not None:
+            sys.monitoring.set_events(tool, 0)
+            sys.monitoring.free_tool_id(tool)
+    enabled, threshold, debug, callbacks = pristine.gc
+    (gc.enable if enabled else gc.disable)()
+    gc.set_threshold(*threshold)
+    gc.set_debug(debug)
+    gc.callbacks[:] = callbacks
+    gc.unfreeze()
+    gc.garbage.clear()
+    _thread.stack_size(0)
+
+
+def _stays(file: str) -> bool:
+    """Return True for a file of the standard library or of an installed package."""
+    if file.startswith(_installed) or "/site-packages/" in file or "/dist-packages/" in file:
+        return True
+    from os.path import realpath
+
+    return realpath(file).startswith(_installed)
+
+
+def _is_installed(name: str, module: object) -> "bool | None":
+    """Return whether a module stays; None: as its package does."""
+    if name == "subinterp" or name.startswith("subinterp."):
+        return True  # the extension module cannot be executed twice in an interpreter
+    try:
+        # Not getattr: a lazy module would be loaded by it.
+        names = object.__getattribute__(module, "__dict__")
+    except AttributeError:
+        return None
+    file = names.get("__file__")
+    if type(file) is str:
+        return _stays(file)
+    spec = names.get("__spec__")
+    if getattr(spec, "origin", None) in ("built-in", "frozen"):
+        return True
+    portions = names.get("__path__")
+    if portions is not None:  # a namespace package
+        return any(_stays(f"{portion}/") for portion in list(portions))
+    return None
+
+
+def _drop_modules() -> None:
+    """Forget modules from outside the standard library and installed packages."""
+    modules: Any = sys.modules  # tasks may have put anything there
+    found: dict[str, bool | None] = {}
+    for name, module in list(modules.items()):
+        if module is None:
+            del modules[name]  # an import that was forbidden
+        elif name != "__main__":
+            found[name] = _is_installed(name, module)
+    kept = {"__main__"}
+    for name in found:
+        package, stays = name, found[name]
+        while stays is None and "." in package:
+            package = package.rpartition(".")[0]
+            stays = found.get(package)
+        # Neither file nor package: made by an extension module, mostly.
+        if stays is not False:
+            parts = name.split(".")
+            kept.update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    for name in found:
+        if name in kept:
+            continue
+        module = modules.pop(name, None)
+        package, _, attribute = name.rpartition(".")
+        parent = modules.get(package)
+        if parent is not None and vars(parent).get(attribute) is module:
+            delattr(parent, attribute)
+
+
+def _restore_names(names: "dict[str, Any]", pristine: "dict[str, Any]") -> None:
+    for name in list(names):
+        # Extension modules keep under such names what they share with each other.
+        if name not in pristine and not name.startswith("__"):
+            del names[name]
+    names.update(pristine)
+
+
+def _is_kept(entry: object) -> bool:
+    """Return True for a finder or hook whose own module stays."""
+    module = getattr(entry, "__module__", None)
+    return module != "__main__" and module in sys.modules
+
+
+def _restore_namespaces(pristine: _Pristine) -> None:
+    """Restore `sys`, `builtins` and `__main__`, the import system and the streams."""
+    global _dirty
+    import builtins
+
+    added = {}  # what an installed module has added goes on finding its modules
+    for name in ("meta_path", "path_hooks"):
+        known = pristine.lists[name]
+        added[name] = [e for e in getattr(sys, name) if e not in known and _is_kept(e)]
+    _restore_names(vars(sys), pristine.sys)
+    for name, items in pristine.lists.items():
+        getattr(sys, name)[:] = items + added.get(name, [])
+    sys.path_importer_cache.clear()
+    for finder in sys.meta_path:
+        if hasattr(finder, "invalidate_caches"):
+            finder.invalidate_caches()
+    _restore_names(vars(builtins), pristine.builtins)
+    main = type(sys)("__main__")
+    vars(main).update(pristine.main)
+    if "__annotations__" in pristine.main:  # up to 3.13
+        main.__annotations__ = {}
+    sys.modules["__main__"] = main
+    _streams.clear()
+    _dirty.release()
+    _dirty = memoryview(bytearray(1))
+
+
+def _restore_modules(pristine: _Pristine) -> None:
+    """Restore what the standard library and this one keep in modules that stay."""
+    import _warnings
+
+    modules: Any = sys.modules
+    _put_filters(_warnings, pristine.filters, pristine.filters_items)
+    _warnings._onceregistry.clear()
+    if warnings := modules.get("warnings"):
+        warnings.filters = pristine.filters
+        warnings.showwarning = warnings._showwarning_orig
+        warnings.formatwarning = warnings._formatwarning_orig
+    if pristine.environ is not None:
+        modules["os"].environ = pristine.environ
+    if threading := modules.get("threading"):
+        threading.excepthook = threading.__excepthook__
+        threading._trace_hook = threading._profile_hook = None
+    if events := modules.get("asyncio.events"):
+        events._event_loop_policy = None  # and with it this thread's event loop
+    if linecache := modules.get("linecache"):
+        linecache.clearcache()
+    if pickling := modules.get("subinterp._pickling"):
+        pickling.forget_classes()
 
 
 # ---- what `subinterp.interpreters` runs here ----------------------------------------

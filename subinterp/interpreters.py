@@ -87,7 +87,10 @@ class Interpreter:
 
     @property
     def id(self) -> int:
-        """The interpreter's number in this process; constant."""
+        """The interpreter's number in this process; constant.
+
+        One that was parked keeps its number (see `subinterp.set_parked_limit`).
+        """
         return self._interp_id
 
     def __repr__(self) -> str:
@@ -139,7 +142,8 @@ class Interpreter:
 
         Notes
         -----
-        Blocks until its thread has ended it.
+        Blocks until its thread has ended or parked it (see
+        `subinterp.set_parked_limit`).
         """
         if self._interp_id == 0:
             raise InterpreterError("cannot close the main interpreter")

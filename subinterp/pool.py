@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -175,6 +176,37 @@ def _stream_options(name: str) -> dict[str, Any] | None:
     }
 
 
+_installed: list[str] | None = None
+
+
+def _installed_folders() -> list[str]:
+    """Folders of the standard library and of installed packages, with a slash at the end.
+
+    What a parked interpreter has imported from elsewhere it forgets.
+    """
+    global _installed
+    if _installed is None:
+        import site
+
+        scheme = sysconfig.get_paths()
+        folders = [scheme[k] for k in ("stdlib", "platstdlib", "purelib", "platlib")]
+        version = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+        folders += [f"{prefix}/lib/{version}" for prefix in (sys.base_prefix, sys.base_exec_prefix)]
+        folders += site.getsitepackages()
+        folders.append(site.getusersitepackages())
+        folders += [os.path.realpath(folder) for folder in folders]
+        _installed = sorted({os.path.join(folder, "") for folder in folders})
+    return _installed
+
+
+def _creation_key(options: dict[str, Any]) -> str:
+    """Tell interpreters apart that were created with different options."""
+    extensions = options["extensions"]
+    if extensions is None:
+        return "strict"
+    return f"{extensions['default']} {sorted(extensions['modules'].items())}"
+
+
 def _boot_options(name: str, extensions: Extensions) -> dict[str, Any]:
     stdout, stderr = _stream_options("stdout"), _stream_options("stderr")
     options, hint = extension_options(extensions)
@@ -185,6 +217,7 @@ def _boot_options(name: str, extensions: Extensions) -> dict[str, Any]:
         "extensions_hint": hint,
         "package": _package_folder(),
         "core": _core.__file__,
+        "installed": _installed_folders(),
         "name": name,
         "path": [p if isinstance(p, str) else os.fspath(p) for p in sys.path],
         "argv": [str(a) for a in getattr(sys, "argv", [""])],
@@ -220,8 +253,8 @@ class InterpreterPool(_core.PoolCore, Executor):
     initargs : tuple
         Arguments of `initializer`.
     max_tasks_per_child : int, optional
-        Tasks after which a worker's interpreter is replaced by a fresh one.
-        None: never.
+        Tasks after which a worker's interpreter is replaced by a fresh one,
+        never by a parked one (see `set_parked_limit`). None: never.
     extensions : {"auto", "strict", "native"} or mapping
         How workers load extension modules (written in C, Cython, Rust...).
         "auto": those that declare support for an interpreter with its own lock
@@ -244,7 +277,8 @@ class InterpreterPool(_core.PoolCore, Executor):
     Notes
     -----
     Workers start with the creator's ``sys.path``, ``sys.argv``, warning
-    filters and environment as they are when the pool is made. Arguments and
+    filters and environment as they are when the pool is made; one that takes a
+    parked interpreter as well. Arguments and
     results are copied; see `SharedBuffer` and `create_channel` for what is
     shared. A pool may be used from any thread, and sent to other interpreters,
     where it is a handle on the same workers
@@ -290,6 +324,7 @@ class InterpreterPool(_core.PoolCore, Executor):
             max_workers,
             max_tasks_per_child or 0,
             name,
+            _creation_key(options),
             options,
             initializer,
             tuple(initargs),
@@ -483,4 +518,5 @@ def _prepare_interpreter() -> None:
     threading._register_atexit(_core.close_pools_of_this_interpreter)  # type: ignore[attr-defined]
     if _core.current_interpreter_id() == 0:
         atexit.register(_core.abandon_workers, EXIT_GRACE)
+        _core.arm_parking(max(4, 2 * usable_cpus()))
     _prepared = True

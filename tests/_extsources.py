@@ -725,3 +725,51 @@ PyMODINIT_FUNC INIT(void) {
 }
 }
 """
+
+# One module exports a function to C, the other keeps it in a static variable, and declares that
+# it supports interpreters with their own lock nevertheless.
+EXPORTING = r"""
+static int count;
+
+static PyObject *next_number(void) {
+    return PyLong_FromLong(++count);
+}
+
+static int execute(PyObject *module) {
+    return PyModule_Add(module, "_api", PyCapsule_New((void *)next_number, NAME "._api", NULL));
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
+static struct PyModuleDef def = {PyModuleDef_HEAD_INIT, .m_name = NAME, .m_slots = slots};
+
+PyMODINIT_FUNC INIT(void) {
+    return PyModuleDef_Init(&def);
+}
+"""
+
+IMPORTING = r"""
+static PyObject *(*imported)(void);
+
+static PyObject *bump(PyObject *module, PyObject *none) {
+    return imported();
+}
+
+static int execute(PyObject *module) {
+    imported = (PyObject * (*)(void)) PyCapsule_Import("exporting._api", 0);
+    return imported ? 0 : -1;
+}
+
+static PyMethodDef methods[] = {{"bump", bump, METH_NOARGS}, {NULL}};
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, execute},
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+    {0, NULL},
+};
+static struct PyModuleDef def = {
+    PyModuleDef_HEAD_INIT, .m_name = NAME, .m_methods = methods, .m_slots = slots,
+};
+
+PyMODINIT_FUNC INIT(void) {
+    return PyModuleDef_Init(&def);
+}
+"""

@@ -1,4 +1,4 @@
-"""What tests of extension modules send to workers by name; imports nothing but the standard library."""
+"""What tests of extension modules send to workers by name; imports only what Python has."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def explain(module):
 
 
 def loaded():
-    """Return how this interpreter has loaded extension modules, but for Python's own: name -> way."""
+    """Return how this interpreter loaded extension modules (but Python's own): name -> way."""
     extensions = sys.modules.get("subinterp._extensions")
     ways = {} if extensions is None else extensions.loaded()
     return {

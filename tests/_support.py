@@ -77,6 +77,13 @@ def live_objects() -> dict[str, int]:
     return dict(_core.live_counts())
 
 
+def parked_interpreters() -> dict[int, int]:
+    """Return interpreter -> native thread of all that wait for a pool."""
+    from subinterp import _core
+
+    return dict(_core.parked())
+
+
 def interpreter_ids() -> set[int]:
     import _interpreters
 
@@ -113,9 +120,12 @@ class Snapshot:
     """What is alive at one moment."""
 
     def __init__(self):
+        # Parked interpreters and their threads are kept on purpose, by nobody's fault.
+        parked = parked_interpreters()
         self.objects = live_objects()
-        self.interpreters = interpreter_ids()
-        self.threads = native_threads()
+        self.objects["contexts"] -= self.objects.pop("parked")
+        self.interpreters = interpreter_ids() - set(parked)
+        self.threads = {k: v for k, v in native_threads().items() if k not in parked.values()}
         self.files = open_files()
 
     def leaks_since(self, before: Snapshot, ignore: set[str]) -> list[str]:

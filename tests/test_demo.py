@@ -12,6 +12,7 @@ import pytest
 
 import analysis
 import engines
+import resampling
 import screen
 
 DEMO = Path(__file__).parents[1] / "demo"
@@ -264,7 +265,13 @@ class TestComparison:
         ]
 
     def test_equal_results_succeed(self, main, sources, capsys):
-        assert main(["--root", str(sources)], self.run_wrongly(lambda reports: reports)) == 0
+        assert (
+            main(
+                ["--root", str(sources), "--repetitions", "0"],
+                self.run_wrongly(lambda reports: reports),
+            )
+            == 0
+        )
         shown = capsys.readouterr().out
         assert "equal" in shown
         assert "not parsed: 4 files (4 SyntaxError)" in shown
@@ -281,7 +288,7 @@ class TestComparison:
         ids=["dropped", "doubled", "out of order", "changed", "another type"],
     )
     def test_wrong_results_fail(self, main, sources, capsys, change, said):
-        assert main(["--root", str(sources)], self.run_wrongly(change)) == 1
+        assert main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(change)) == 1
         shown = capsys.readouterr().out
         assert "WRONG" in shown
         assert said in shown
@@ -291,7 +298,9 @@ class TestComparison:
         def break_down(reports):
             raise RuntimeError("no more")
 
-        assert main(["--root", str(sources)], self.run_wrongly(break_down)) == 1
+        assert (
+            main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(break_down)) == 1
+        )
         shown = capsys.readouterr()
         assert "broke: RuntimeError" in shown.out
         assert "no more" in shown.err
@@ -302,13 +311,13 @@ class TestComparison:
             yield
 
         broken = [engines.Engine("serial", break_down), *self.run_wrongly(lambda r: r)[1:]]
-        assert main(["--root", str(sources)], broken) == 1
+        assert main(["--root", str(sources), "--repetitions", "0"], broken) == 1
         assert "nothing to compare with" in capsys.readouterr().out
 
     def test_an_engine_that_is_not_here_is_named(self, main, sources, capsys):
         missing = engines.Engine("from the future", None, "new in Python 4")
         chosen = [engines.Engine("serial", engines.run_serially), missing]
-        assert main(["--root", str(sources)], chosen) == 0
+        assert main(["--root", str(sources), "--repetitions", "0"], chosen) == 0
         assert "new in Python 4" in capsys.readouterr().out
 
     def test_no_files_fail(self, main, tmp_path, capsys):
@@ -319,7 +328,71 @@ class TestComparison:
         def interrupt(reports):
             raise KeyboardInterrupt
 
-        assert main(["--root", str(sources)], self.run_wrongly(interrupt)) == 130
+        assert (
+            main(["--root", str(sources), "--repetitions", "0"], self.run_wrongly(interrupt)) == 130
+        )
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Have the packages start their threads before anything is compared."""
+    missing = resampling.missing_packages()
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    resampling.prepare(resampling.read_patients())
+    resampling.repeat_study(0)
+
+
+@pytest.mark.usefixtures("study")
+class TestStudy:
+    """The second part."""
+
+    @pytest.fixture
+    def findings(self):
+        return [resampling.repeat_study(seed) for seed in range(20)]
+
+    def test_a_repetition_depends_on_its_seed_only(self, findings):
+        assert [resampling.repeat_study(seed) for seed in (0, 5)] == [findings[0], findings[5]]
+        assert len({finding.influence for finding in findings}) == 20
+
+    def test_finds_what_is_known_of_this_data(self, findings):
+        for finding in findings:
+            assert 0.4 < finding.explained < 0.65
+            assert len(finding.influence) == len(resampling.FEATURES) == 10
+            assert list(finding.medians) == sorted(finding.medians)
+        [strength] = [
+            interval
+            for interval in resampling.intervals(findings)
+            if interval.name == "body mass index"
+        ]
+        assert 300 < strength.low < strength.middle < strength.high < 800
+
+    def test_mean_without_extremes(self):
+        assert resampling.without_extremes([5.0, 1000.0, 3.0, 4.0, *[4.0] * 5, -1000.0]) == 4.0
+        assert resampling.without_extremes([7.0]) == 7.0
+
+    def test_wrong_results_fail(self, main, sources, findings, capsys):
+        def run(seeds, workers, change=lambda found: found):
+            yield from change(findings[: len(seeds)])
+
+        def run_wrongly(seeds, workers):
+            yield from run(seeds, workers, lambda found: [found[0], *found[:-1]])
+
+        good, bad = engines.Engine("serial", run), engines.Engine("wrong", run_wrongly)
+        arguments = ["--root", str(sources), "--repetitions", "20"]
+        files = [engines.Engine("serial", engines.run_serially)]
+        assert main(arguments, files, [good, good]) == 0
+        assert "body mass index" in capsys.readouterr().out
+        assert main(arguments, files, [good, bad]) == 1
+        assert "FAILED: wrong (studies)" in capsys.readouterr().out
+
+
+def test_missing_packages_are_named_in_one_line(main, sources, monkeypatch, capsys):
+    monkeypatch.setattr(resampling, "PACKAGES", ("numpy", "no_such_package"))
+    files = [engines.Engine("serial", engines.run_serially)]
+    assert main(["--root", str(sources)], files) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(told) == 1 and "no_such_package" in told[0]
 
 
 def run_demo(folder, *arguments):
@@ -333,12 +406,27 @@ def run_demo(folder, *arguments):
 
 
 def test_all_engines_agree_on_made_up_files(sources, tmp_path):
-    done = run_demo(tmp_path, "--root", str(sources), "--workers", "2")
+    done = run_demo(tmp_path, "--root", str(sources), "--workers", "2", "--repetitions", "0")
     assert done.returncode == 0, done.stdout + done.stderr
     # Once as it happens and once in the table, for each engine but the first.
     present = [engine for engine in engines.all_engines() if engine.run is not None]
     assert done.stdout.count("  equal\n") == 2 * (len(present) - 1)
     assert "not parsed: 4 files" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.packages
+@pytest.mark.skipif(bool(resampling.missing_packages()), reason="packages are not installed")
+def test_all_engines_agree_on_a_study(sources, tmp_path):
+    done = run_demo(
+        tmp_path, "--root", str(sources), "--limit", "2", "--workers", "2", "--repetitions", "60"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = done.stdout.partition("Repeating a study")[2]
+    present = [engine for engine in engines.study_engines() if engine.run is not None]
+    assert told.count("  equal\n") == 2 * (len(present) - 1)
+    assert "cannot import NumPy" in told
+    assert "body mass index" in told
     assert done.stderr == ""
 
 

@@ -22,6 +22,8 @@ import pytest
 import subinterp
 from _extbuild import build, build_library, missing
 from _extsources import (
+    EXPORTING,
+    IMPORTING,
     LIBRARY,
     LINKED,
     OUTER_LIBRARY,
@@ -166,6 +168,25 @@ def test_declared_support_is_believed(site, flags):
             assert list(first.submit(w.loaded).result()) == ["ext"]
             second.submit(w.use, "ext", "bump").result()
             assert second.submit(w.loaded).result() == {"ext": "native"}
+    """)
+
+
+def test_declared_support_is_not_believed_of_users_of_another_modules_c_api(site):
+    """As NumPy's, which modules that declare their support keep in static variables."""
+    site.build("exporting", EXPORTING)
+    site.build("importing", IMPORTING)
+    site.run("""
+        import importing
+        assert importing.bump() == 1
+        for _ in range(2):
+            with InterpreterPool(2) as pool:
+                first = pool.broadcast(w.use, "importing", "bump")
+                assert importing.bump() > 1
+                again = pool.broadcast(w.use, "importing", "bump")
+                assert [b - a for a, b in zip(first, again)] == [1, 1], (first, again)
+                assert pool.broadcast(w.loaded) == [
+                    {"importing": "copy", "exporting": "copy"}] * 2, pool.broadcast(w.loaded)
+        assert importing.bump() == 4
     """)
 
 
@@ -580,9 +601,7 @@ def test_broken_library(site):
 
 # The lock API ----------------------------------------------------------------------------
 
-PHASES = pytest.mark.parametrize(
-    "flags", [("-DSINGLE",), ()], ids=["single-phase", "multi-phase"]
-)
+PHASES = pytest.mark.parametrize("flags", [("-DSINGLE",), ()], ids=["single-phase", "multi-phase"])
 
 
 @PHASES
@@ -1223,6 +1242,45 @@ def test_no_more_memory_maps(site):
             for number in range(1, 24):
                 assert pool.submit(w.attempt, f"n{number}.ext").result() == ("ok", None)
             assert pool.submit(w.temp_files).result() == ([], [])
+    """)
+
+
+# Builtin modules ------------------------------------------------------------------------------
+
+
+def test_what_the_process_has_once_is_switched_in_main_only(site):
+    site.write(
+        "switches.py",
+        """
+        import _tracemalloc, faulthandler
+
+        def attempt(module, name, *args):
+            try:
+                getattr({"f": faulthandler, "t": _tracemalloc}[module], name)(*args)
+            except RuntimeError as error:
+                return str(error)
+            return "done"
+
+        def asks():
+            return faulthandler.is_enabled(), _tracemalloc.is_tracing()
+        """,
+    )
+    site.run("""
+        import faulthandler, switches
+        faulthandler.enable()
+        for enabled in (True, False):
+            with InterpreterPool(2) as pool:
+                assert pool.broadcast(switches.asks) == [(enabled, False)] * 2
+                for told in pool.broadcast(switches.attempt, "f", "enable"):
+                    assert (told == "done") if enabled else ("main interpreter" in told), told
+                for module, name, *args in (
+                    ("f", "disable"), ("f", "register", 10), ("f", "unregister", 10),
+                    ("f", "dump_traceback_later", 60), ("f", "cancel_dump_traceback_later"),
+                    ("t", "start"), ("t", "stop"),
+                ):
+                    for told in pool.broadcast(switches.attempt, module, name, *args):
+                        assert "main interpreter" in told, told
+            faulthandler.disable()
     """)
 
 

@@ -31,7 +31,8 @@ import sys
 import _packages as p
 from subinterp import InterpreterPool
 
-names, limit = sys.argv[1:], 120
+rounds, *names = sys.argv[1:]
+rounds, limit = int(rounds), 120
 
 def check(name, results):
     expected = p.do(name)
@@ -53,7 +54,7 @@ for name, result in results.items():
 IN_TWO = """
 with InterpreterPool(2) as pool:
     for name in names:
-        running = [pool.submit(p.do, name, 3) for _ in range(4)]
+        running = [pool.submit(p.do, name, rounds) for _ in range(4)]
         check(name, [task.result(limit) for task in running])
     # Each of them on its own, whatever the other has loaded.
     for name in names:
@@ -66,8 +67,8 @@ for name in names:
     p.do(name)
 with InterpreterPool(2) as pool:
     for name in names:
-        running = [pool.submit(p.do, name, 3) for _ in range(2)]
-        here = p.do(name, 3)
+        running = [pool.submit(p.do, name, rounds) for _ in range(2)]
+        here = p.do(name, rounds)
         check(name, [here, *(task.result(limit) for task in running)])
 for name in names:
     check(name, [p.do(name)])
@@ -75,7 +76,7 @@ for name in names:
 
 # The next pool's workers load the same once more, or take over what is there.
 IN_THE_NEXT_POOL = """
-for _ in range(3):
+for _ in range(2):
     with InterpreterPool(2) as pool:
         results = [pool.broadcast(p.do, name) for name in names]
 for name, both in zip(names, results):
@@ -99,7 +100,7 @@ def test_package(group, way):
     missing = _packages.missing(names)
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)} (a version without wheels?)")
-    result = run_script(SCRIPT + way, args=names, timeout=180).clean()
+    result = run_script(SCRIPT + way, args=["2", *names], timeout=180).clean()
     assert set(result.stdout.split()) == set(names)
 
 
@@ -107,7 +108,7 @@ def test_package(group, way):
 def test_all_packages_in_the_same_workers():
     names = [name for names in GROUPS.values() for name in names if not _packages.missing([name])]
     assert names
-    result = run_script(SCRIPT + WITH_MAIN, args=names, timeout=220).clean()
+    result = run_script(SCRIPT + WITH_MAIN, args=["1", *names], timeout=220).clean()
     assert set(result.stdout.split()) == set(names)
 
 

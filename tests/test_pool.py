@@ -485,6 +485,39 @@ def test_worker_has_argv_and_environment_of_its_maker(monkeypatch):
         assert pool.submit(get_environ, "SUBINTERP_TEST_MARK").result(LONG) == "from the maker"
 
 
+def warns_of_its_own(action):
+    """Import the module of a category, and warn; tell whether it was there before, and raised."""
+    import importlib
+    import sys
+    import warnings
+
+    before = "_category" in sys.modules
+    category = importlib.import_module("_category").OurWarning
+    try:
+        warnings.warn("text", category, stacklevel=1)
+    except category:
+        return before, "error"
+    return before, "quiet"
+
+
+def test_filters_for_classes_that_are_not_imported_yet(tmp_path, monkeypatch):
+    """They hold once the class is there, and import nothing."""
+    import sys
+    import warnings
+
+    (tmp_path / "_category.py").write_text("class OurWarning(UserWarning): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import _category
+
+    with warnings.catch_warnings():
+        for action, outcome in (("error", "error"), ("ignore", "quiet")):
+            warnings.simplefilter(action, _category.OurWarning)
+            with subinterp.InterpreterPool(1) as pool:
+                found = pool.submit(warns_of_its_own, action).result(LONG)
+            assert found == (False, outcome)
+    monkeypatch.delitem(sys.modules, "_category")
+
+
 def test_worker_has_the_warning_filters_of_its_maker():
     import warnings
 

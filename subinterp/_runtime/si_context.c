@@ -1,6 +1,7 @@
 #include "si_context.h"
 #include "si_channel.h"
 #include "si_extension.h"
+#include "si_park.h"
 #include "si_pool.h"
 #include "si_task.h"
 
@@ -91,16 +92,18 @@ void si_runtime_unlink_foreign(PyInterpreterState *main_interp)
  * handling of the child crashes on the parent's live interpreters before. */
 static void child_of_fork(void)
 {
-    if (atomic_load(&si_live.workers) > 0)
+    if (atomic_load(&si_live.workers) > 0 || atomic_load(&si_live.parked) > 0)
         si_runtime_unlink_foreign(PyInterpreterState_Main());
     atomic_fetch_add(&si_fork_generation, 1);
     atomic_store(&si_live.workers, 0);
+    atomic_store(&si_live.parked, 0);
     si_message_after_fork();
     si_channels_after_fork();
     si_pools_after_fork();
     si_workers_after_fork();
     si_images_after_fork();
     si_extensions_after_fork();
+    si_park_after_fork();
 }
 
 si_ret si_runtime_init(void)
@@ -159,6 +162,14 @@ void si_context_end(si_context *cx)
     }
     if (cx->notices)
         si_cq_close(cx->notices);
+}
+
+void si_context_reopen(si_context *cx)
+{
+    struct si_cq *notices = atomic_exchange(&cx->notices, NULL);
+    if (notices)
+        si_cq_release(notices);
+    atomic_store(&cx->ended, false);
 }
 
 static void capsule_destroyed(PyObject *capsule)

@@ -40,7 +40,9 @@ typedef struct si_context {
     /* The interpreter's own objects: touched under its lock only. */
     PyObject *worker_module;        /* subinterp._worker, in workers */
     bool core_loaded;               /* the extension's module exists here */
-    uint32_t n_copies;              /* private copies of extension modules and libraries */
+    PyObject *variables;            /* the contextvars.Context that its pool's tasks run in, in workers */
+    uint32_t n_copies;              /* private copies of extension modules and libraries: their
+                                       memory never comes back */
     struct si_loader *loader;       /* of extension modules, in workers that have one; owned */
 } si_context;
 
@@ -55,6 +57,9 @@ static inline void si_context_retain(si_context *cx)
 void si_context_release(si_context *cx);
 /* Give up everything the interpreter holds; idempotent; any thread. */
 void si_context_end(si_context *cx);
+/* Use it again, for another pool: by the interpreter's thread, once nobody else
+ * may end or abandon the interpreter. What it held stays given up. */
+void si_context_reopen(si_context *cx);
 
 void si_ledger_add(si_context *cx, si_handle *h);
 void si_ledger_remove(si_context *cx, si_handle *h);

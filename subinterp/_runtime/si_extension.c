@@ -177,7 +177,8 @@ static PyObject *open_image(PyObject *self, PyObject *args)
     st = copy ? si_image_copy(&l->images, PyBytes_AS_STRING(bytes), &image, &why)
               : si_image_native(&l->images, PyBytes_AS_STRING(bytes), &image, &why);
     /* Also if it failed: libraries may have been copied. */
-    l->cx->n_copies = l->images.n_copies;
+    if (l->cx->n_copies < l->images.n_copies)
+        l->cx->n_copies = l->images.n_copies;
     Py_DECREF(bytes);
     if (st != SI_OK)
         return cannot_load(path, st, why);

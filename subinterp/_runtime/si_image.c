@@ -159,6 +159,18 @@ static bool is_common(const char *name)
     return false;
 }
 
+/* Libraries without Python that only one thread may be in, which the modules that use them
+ * see to with a lock of their interpreter's (h5py's `phil`): as shared ones they would be entered
+ * by several interpreters at once. */
+static bool is_not_thread_safe(const char *name)
+{
+    static const char *const UNSAFE[] = {"libhdf5", "libnetcdf"};
+    for (size_t i = 0; i < sizeof UNSAFE / sizeof *UNSAFE; i++)
+        if (strncmp(name, UNSAFE[i], strlen(UNSAFE[i])) == 0)
+            return true;
+    return false;
+}
+
 /* A file that is being looked at, and the one that needs it. */
 typedef struct chain {
     const struct chain *up;
@@ -227,39 +239,42 @@ static si_image *find_image(const si_images *images, const file_id *id, bool is_
     return image;
 }
 
-static bool libraries_are_private(const si_images *images, const chain *c);
+static bool needs_private_libraries(const si_images *images, const chain *c);
 
-/* It uses Python, by its own libraries perhaps; or one of a module that was
- * loaded before does, so that it was copied with that one. */
-static bool library_is_private(const si_images *images, const char *path, const chain *up)
+/* Does the interpreter need its own copy of this library? It, or one that it
+ * needs, uses Python; or is copied already, with a module's that does. */
+static bool is_private(const si_images *images, const char *path, const char *name,
+                       const chain *up)
 {
+    if (is_not_thread_safe(name))
+        return true;
     source lib;
     char *why = NULL;
     if (open_source(&lib, path, &why) != SI_OK) {
         free(why);      /* whoever loads it will say so */
         return false;
     }
-    bool private = false;
+    bool found = false;
     if (!in_chain(up, &lib.id)) {
         chain here = {up, &lib};
-        private = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
-                  || find_image(images, &lib.id, true) || libraries_are_private(images, &here);
+        found = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
+                  || find_image(images, &lib.id, true) || needs_private_libraries(images, &here);
     }
     close_source(&lib);
-    return private;
+    return found;
 }
 
-static bool libraries_are_private(const si_images *images, const chain *c)
+static bool needs_private_libraries(const si_images *images, const chain *c)
 {
     size_t at = 0;
     const char *name;
-    bool private = false;
-    while (!private && (name = si_elf_next(&c->file->elf, DT_NEEDED, &at))) {
+    bool found = false;
+    while (!found && (name = si_elf_next(&c->file->elf, DT_NEEDED, &at))) {
         char *path = find_library(c, name);
-        private = path && !is_common(name) && library_is_private(images, path, c);
+        found = path && !is_common(name) && is_private(images, path, name, c);
         free(path);
     }
-    return private;
+    return found;
 }
 
 /* ---- copies -------------------------------------------------------------------------- */
@@ -497,7 +512,7 @@ static si_ret prepare_libraries(si_images *images, source *s, const char *path, 
         if (!lib)
             continue;
         si_ret st = SI_OK;
-        if (!is_common(name) && (all || library_is_private(images, lib, here))) {
+        if (!is_common(name) && (all || is_private(images, lib, name, here))) {
             si_image *image;
             char *needed = strdup(name);    /* renaming changes it under us */
             st = needed ? copy_library(images, lib, needed, all, here, &image, why) : SI_NOMEM;
@@ -532,7 +547,7 @@ static si_ret copy_source(si_images *images, source *s, const char *path, const 
                           const chain *up, si_image **image, char **why)
 {
     chain here = {up, s};
-    all = all || libraries_are_private(images, &here);
+    all = all || needs_private_libraries(images, &here);
     si_ret st = prepare_libraries(images, s, path, all, &here, why);
     if (st != SI_OK)
         return st;

@@ -17,7 +17,9 @@
  *   copied too. A copy needs a name of its own, which is written over the old
  *   one, as are the references to it. If one of a module's libraries is copied,
  *   so are the others that its wheel brings, since they know of each other: the
- *   type registry of libarrow holds what libarrow_python puts there.
+ *   type registry of libarrow holds what libarrow_python puts there;
+ * - the few that are not thread-safe (HDF5) are copied as well: the lock that
+ *   guards them is one of the interpreter's.
  *
  * Copies are never unloaded: their threads may still run, and types, functions
  * and capsules point into them. They end with the process.

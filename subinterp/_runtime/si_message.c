@@ -5,11 +5,49 @@
 
 #include <sys/mman.h>
 
-/* Shared buffers by id. Guards: the list and the decision that a count of
- * zero is final. */
+/* All shared buffers, sorted by address. Guards: the list and the decision
+ * that a count of zero is final. */
 static si_mutex registry_mu;
-static si_shared *registry_head;
+static si_shared **registry;
+static size_t registry_n;
+static size_t registry_cap;
 static uint64_t registry_next = 1;
+
+/* How many begin at or below this address; registry_mu is held. */
+static size_t registry_rank(const char *p)
+{
+    size_t low = 0, high = registry_n;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        if ((uintptr_t)registry[mid]->data <= (uintptr_t)p)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static bool registry_add(si_shared *s)
+{
+    si_lock(&registry_mu);
+    if (registry_n == registry_cap) {
+        size_t cap = registry_cap ? registry_cap * 2 : 16;
+        si_shared **grown = realloc(registry, cap * sizeof *grown);
+        if (!grown) {
+            si_unlock(&registry_mu);
+            return false;
+        }
+        registry = grown;
+        registry_cap = cap;
+    }
+    size_t i = registry_rank(s->data);
+    memmove(registry + i + 1, registry + i, (registry_n - i) * sizeof *registry);
+    registry[i] = s;
+    registry_n++;
+    s->id = registry_next++;
+    si_unlock(&registry_mu);
+    return true;
+}
 
 si_block *si_block_new(size_t size)
 {
@@ -51,25 +89,43 @@ si_shared *si_shared_new(size_t size)
     s->data = p;
     s->size = size;
     atomic_init(&s->refs, 1);
-    si_lock(&registry_mu);
-    s->id = registry_next++;
-    s->next = registry_head;
-    registry_head = s;
-    si_unlock(&registry_mu);
+    if (!registry_add(s)) {
+        munmap(p, size ? size : 1);
+        free(s);
+        return NULL;
+    }
     SI_COUNT(shared, 1);
     return s;
 }
 
 si_shared *si_shared_find(uint64_t id)
 {
+    si_shared *found = NULL;
     si_lock(&registry_mu);
-    si_shared *s = registry_head;
-    while (s && s->id != id)
-        s = s->next;
-    if (s)
-        si_shared_retain(s);
+    for (size_t i = 0; i < registry_n && !found; i++)
+        if (registry[i]->id == id)
+            found = registry[i];
+    if (found)
+        si_shared_retain(found);
     si_unlock(&registry_mu);
-    return s;
+    return found;
+}
+
+si_shared *si_shared_at(const void *p, size_t n)
+{
+    si_shared *found = NULL;
+    si_lock(&registry_mu);
+    size_t i = n ? registry_rank(p) : 0;
+    if (i) {
+        si_shared *s = registry[i - 1];
+        size_t start = (size_t)((const char *)p - s->data);
+        if (start < s->size && n <= s->size - start) {
+            si_shared_retain(s);
+            found = s;
+        }
+    }
+    si_unlock(&registry_mu);
+    return found;
 }
 
 void si_shared_release(si_shared *s)
@@ -86,12 +142,9 @@ void si_shared_release(si_shared *s)
         si_unlock(&registry_mu);
         return;
     }
-    for (si_shared **p = &registry_head; *p; p = &(*p)->next) {
-        if (*p == s) {
-            *p = s->next;
-            break;
-        }
-    }
+    size_t i = registry_rank(s->data);      /* it is the one before */
+    memmove(registry + i - 1, registry + i, (registry_n - i) * sizeof *registry);
+    registry_n--;
     si_unlock(&registry_mu);
     munmap(s->data, s->size ? s->size : 1);
     free(s);
@@ -136,7 +189,7 @@ bool si_msg_part(si_msg *m, si_part_kind kind, void *ptr, size_t n)
         m->parts = p;
         m->cap_parts = cap;
     }
-    m->parts[m->n_parts++] = (si_part){kind, n, ptr};
+    m->parts[m->n_parts++] = (si_part){kind, n, ptr, 0};
     return true;
 }
 
@@ -152,6 +205,7 @@ void si_part_drop(si_part *part)
         si_block_release(part->ptr);
         break;
     case SI_PART_SHARED:
+    case SI_PART_VIEW:
         si_shared_release(part->ptr);
         break;
     case SI_PART_SENDER:

@@ -31,22 +31,29 @@ typedef struct {
 } si_block;
 
 si_block *si_block_new(size_t size);
+static inline void si_block_retain(si_block *b)
+{
+    atomic_fetch_add_explicit(&b->refs, 1, memory_order_relaxed);
+}
 void si_block_release(si_block *b);
 
 /* The memory of a SharedBuffer: one block, the same in every interpreter.
- * refs counts the Python objects and messages that hold it. It is listed by
- * id (si_shared_find) so that a plain pickle can name it; the list holds no
- * count and is guarded by registry_mu. */
-typedef struct si_shared {
+ * refs counts the Python objects and messages that hold it. All of them are
+ * listed, so that a plain pickle can name one by its id (si_shared_find), and
+ * so that memory can be recognised by its address, whatever object it is seen
+ * through (si_shared_at). The list holds no count and is guarded by registry_mu. */
+typedef struct {
     _Atomic int refs;
     uint64_t id;
     size_t size;
     char *data;
-    struct si_shared *next;
 } si_shared;
 
 si_shared *si_shared_new(size_t size);      /* zeroed; NULL: no memory */
 si_shared *si_shared_find(uint64_t id);     /* a new reference, or NULL */
+/* The block that holds all of these bytes: a new reference, or NULL. The
+ * caller keeps them alive meanwhile. */
+si_shared *si_shared_at(const void *p, size_t n);
 static inline void si_shared_retain(si_shared *s)
 {
     atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed);
@@ -58,6 +65,7 @@ typedef enum {
     SI_PART_BYTES,      /* PyMem_RawMalloc block laid out as a bytes object; n is its length */
     SI_PART_BLOCK,      /* si_block */
     SI_PART_SHARED,     /* si_shared, one reference */
+    SI_PART_VIEW,       /* si_shared, one reference: `n` bytes of it from `start` on */
     SI_PART_SENDER,     /* si_channel, one sending handle */
     SI_PART_RECEIVER,   /* si_channel, one receiving handle */
     SI_PART_POOL,       /* si_pool, one reference */
@@ -68,6 +76,7 @@ typedef struct {
     si_part_kind kind;
     size_t n;
     void *ptr;
+    size_t start;           /* SI_PART_VIEW only */
 } si_part;
 
 /* How `data` reads. */

@@ -9,12 +9,18 @@ static si_mutex pools_mu;
 static si_pool *pools;
 static uint64_t next_pool_id = 1;
 
-si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name)
+si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name,
+                     const char *key)
 {
     si_pool *p = NULL;
     if (posix_memalign((void **)&p, 64, sizeof *p) != 0)
         return NULL;
     memset(p, 0, sizeof *p);
+    p->key = strdup(key);
+    if (!p->key) {
+        free(p);
+        return NULL;
+    }
     atomic_init(&p->refs, 1);
     p->generation = si_generation();
     p->creator = creator->interp_id;
@@ -71,6 +77,7 @@ static void pool_free(si_pool *p)
     si_msg_clear(&p->boot);
     si_msg_clear(&p->initializer);
     si_msg_clear(&p->reason);
+    free(p->key);
     free(p);
 }
 

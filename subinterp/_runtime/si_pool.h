@@ -31,13 +31,16 @@ typedef enum {
     SI_W_ENDED,
     SI_W_ABANDONED,     /* its interpreter cannot be ended; left as it is until exit */
     SI_W_JAILED,        /* exit took its lock away and its interpreter off the list */
+    SI_W_PARKED,        /* no pool's; waits for one (si_park.h) */
 } si_worker_state;
 
 #define SI_FUNCTION_CACHE 64
 
-/* One native thread that lives inside one interpreter. */
+/* One native thread that lives inside one interpreter, as one pool's worker.
+ * Its interpreter may be handed on to another pool: then the thread goes through
+ * a struct without a pool (PARKED) to the struct that the other pool made. */
 typedef struct si_worker {
-    si_pool *pool;              /* one reference, for the thread's life */
+    si_pool *pool;              /* one reference; constant; NULL: parked */
     struct si_worker *next;     /* the pool's list; guarded by pool->mu */
     struct si_worker *all_next, *all_prev; /* every live worker; guarded by workers_mu */
     _Atomic int refs;           /* the thread, the pool's list */
@@ -62,6 +65,12 @@ typedef struct si_worker {
     unsigned char dirty;        /* a stream of this interpreter holds text; written by Python through a memoryview */
     struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
     int64_t n_done;
+
+    /* while parked, without a pool */
+    struct si_worker *park_next;    /* guarded by park_mu */
+    struct si_worker *tenant;       /* written before the order to serve it is given */
+    char *key;                      /* the pool's it was made for; owned; constant */
+    int64_t thread_id;              /* of the native thread; constant */
 } si_worker;
 
 struct si_pool {
@@ -76,6 +85,7 @@ struct si_pool {
     int64_t max_tasks;          /* per interpreter; 0: no limit */
     size_t stack_size;
     char name[48];              /* prefix of the threads' names */
+    char *key;                  /* creation options of its interpreters; owned */
     si_msg boot;                /* what a worker's interpreter is set up with */
     si_msg initializer;         /* (function, args), or SI_FMT_NONE */
 
@@ -117,7 +127,8 @@ typedef struct si_output {
     char data[];
 } si_output;
 
-si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name);
+si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name,
+                     const char *key);
 static inline void si_pool_retain(si_pool *p)
 {
     atomic_fetch_add_explicit(&p->refs, 1, memory_order_relaxed);

@@ -10,8 +10,12 @@
  * interpreter may be ended only by its last thread state; if a task left
  * threads that do not stop, or its code hangs, the interpreter is ABANDONED:
  * it keeps running what runs, holds nothing of the library's, and is made
- * harmless at exit (si_exit_abandon). */
-#include "si_pool.h"
+ * harmless at exit (si_exit_abandon).
+ *
+ * An interpreter that holds private copies of extension modules is not ended
+ * with its pool but PARKED, and its thread becomes another pool's worker later
+ * (si_park.h). */
+#include "si_park.h"
 #include "si_channel.h"
 #include "si_extension.h"
 
@@ -21,7 +25,7 @@
 
 si_hooks si_python;
 
-/* Guards: the list of live workers. */
+/* Guards: the list of live workers, parked ones included. */
 static si_mutex workers_mu;
 static si_worker *workers;
 
@@ -201,16 +205,25 @@ static PyObject *emit(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
     (void)self;
     Py_buffer b;
-    if (n != 2 || !this_worker) {
-        PyErr_SetString(PyExc_RuntimeError, "not in a worker");
+    if (n != 2) {
+        PyErr_SetString(PyExc_TypeError, "emit takes a stream's number and bytes");
         return NULL;
     }
     int stream = (int)PyLong_AsLong(args[0]);
     if ((stream == -1 && PyErr_Occurred()) || PyObject_GetBuffer(args[1], &b, PyBUF_SIMPLE) < 0)
         return NULL;
     Py_ssize_t len = b.len;
-    si_pool_output(this_worker->pool, stream, b.buf, (size_t)len);
+    if (this_worker && this_worker->pool->forward_output)
+        si_pool_output(this_worker->pool, stream, b.buf, (size_t)len);
+    else {
+        /* A thread that a task started, or a stream kept from an earlier pool. */
+        Py_BEGIN_ALLOW_THREADS
+        len = write(stream, b.buf, (size_t)len);
+        Py_END_ALLOW_THREADS
+    }
     PyBuffer_Release(&b);
+    if (len < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
     return PyLong_FromSsize_t(len);
 }
 
@@ -617,7 +630,7 @@ static bool worker_becomes(si_worker *w, uint32_t from, uint32_t to)
 }
 
 /* This thread must never run Python code again. */
-static _Noreturn void park(void)
+static _Noreturn void halt(void)
 {
     for (;;)
         pause();
@@ -664,8 +677,12 @@ static int make_worker_module(si_worker *w)
     if (!boot)
         return -1;
     PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL;
-    module = run_sent_code(boot, "worker_code", "subinterp._worker");
-    if (module && begin_loader(w, boot) == 0)
+    if (w->cx->worker_module)
+        module = Py_NewRef(w->cx->worker_module);   /* from an earlier pool's worker */
+    else if ((module = run_sent_code(boot, "worker_code", "subinterp._worker"))
+             && begin_loader(w, boot) < 0)
+        Py_CLEAR(module);
+    if (module)
         dirty = PyMemoryView_FromMemory((char *)&w->dirty, 1, PyBUF_WRITE);
     if (dirty) {
         create = PyCFunction_New(&create_core_def, NULL);
@@ -675,7 +692,7 @@ static int make_worker_module(si_worker *w)
     if (create && exec && out)
         r = PyObject_CallMethod(module, "boot", "OiOOOO", boot, w->index, dirty, create, exec, out);
     if (r)
-        w->cx->worker_module = Py_NewRef(module);
+        Py_XSETREF(w->cx->worker_module, Py_NewRef(module));
     else if (!PyErr_Occurred())
         PyErr_SetString(PyExc_SystemError, "subinterp: a worker's set-up does not decode");
     int bad = r ? 0 : -1;
@@ -731,16 +748,68 @@ static int run_initializer(si_worker *w)
  * reference before the worker gives up its own. */
 static void set_context(si_worker *w, si_context *cx)
 {
-    si_lock(&w->pool->mu);
+    if (w->pool)
+        si_lock(&w->pool->mu);
     w->cx = cx;
-    si_unlock(&w->pool->mu);
+    if (w->pool)
+        si_unlock(&w->pool->mu);
 }
 
-/* Create the interpreter; on success its lock is held. On failure the pool is
- * broken and no lock is held (made == false) or it is (made == true). */
-static bool begin_interpreter(si_worker *w, bool *made)
+typedef enum {
+    BEGUN_WELL,     /* its lock is held */
+    BEGUN_BADLY,    /* the same, but the pool is broken: it is to be ended */
+    BEGUN_NOTHING,  /* there is no interpreter, and the pool is broken */
+    BEGUN_LOST,     /* a parked one was no good, and could not be ended */
+} begun;
+
+static bool end_interpreter(si_worker *w, bool recycle);
+
+/* The variables of contextvars, decimal's context among them, start afresh
+ * with each pool. */
+static int enter_variables(si_context *cx)
 {
-    *made = false;
+    PyObject *variables = PyContext_New();
+    if (!variables || PyContext_Enter(variables) < 0) {
+        Py_XDECREF(variables);
+        return -1;
+    }
+    cx->variables = variables;
+    return 0;
+}
+
+/* The environment of the process as it is now, as `posix` reads it. */
+static PyObject *read_environment(void)
+{
+    PyObject *dict = PyDict_New();
+    for (char **e = environ; dict && e && *e; e++) {
+        const char *end = strchr(*e, '=');
+        if (!end)
+            continue;
+        PyObject *name = PyBytes_FromStringAndSize(*e, end - *e);
+        PyObject *value = PyBytes_FromString(end + 1);
+        if (!name || !value || !PyDict_SetDefault(dict, name, value))
+            Py_CLEAR(dict);
+        Py_XDECREF(name);
+        Py_XDECREF(value);
+    }
+    return dict;
+}
+
+/* Set a parked interpreter up for its next pool. Its lock is held. */
+static int renew_interpreter(si_worker *w)
+{
+    PyObject *environment = read_environment(), *r = NULL;
+    if (environment)
+        r = PyObject_CallMethod(w->cx->worker_module, "renew", "O", environment);
+    Py_XDECREF(environment);
+    if (!r)
+        return -1;
+    Py_DECREF(r);
+    return enter_variables(w->cx) < 0 ? -1 : make_worker_module(w);
+}
+
+static begun create_interpreter(si_worker *w)
+{
     PyInterpreterConfig config = {
         .use_main_obmalloc = 0,
         .allow_fork = 0,
@@ -758,24 +827,42 @@ static bool begin_interpreter(si_worker *w, bool *made)
         snprintf(reason, sizeof reason, "an interpreter could not be created: %s",
                  status.err_msg ? status.err_msg : "out of memory");
         si_pool_break(w->pool, reason);
-        return false;
+        return BEGUN_NOTHING;
     }
-    *made = true;
     w->ts = ts;
     w->interp = PyThreadState_GetInterpreter(ts);
     si_context *cx = si_context_of(w->interp);
     if (cx)
         si_context_retain(cx);
     set_context(w, cx);
-    if (!w->cx || make_worker_module(w) < 0) {
+    if (!w->cx || enter_variables(w->cx) < 0 || make_worker_module(w) < 0) {
         break_with_exception(w, "a worker's interpreter could not be set up");
-        return false;
+        return BEGUN_BADLY;
     }
-    if (run_initializer(w) < 0) {
+    return BEGUN_WELL;
+}
+
+static begun begin_interpreter(si_worker *w)
+{
+    begun r = BEGUN_NOTHING;
+    if (w->ts) {
+        PyEval_RestoreThread(w->ts);
+        if (renew_interpreter(w) == 0)
+            r = BEGUN_WELL;
+        else {
+            /* What an earlier pool's tasks left stands in the way: a fresh one. */
+            PyErr_Clear();
+            if (!end_interpreter(w, true))
+                return BEGUN_LOST;
+        }
+    }
+    if (r != BEGUN_WELL)
+        r = create_interpreter(w);
+    if (r == BEGUN_WELL && run_initializer(w) < 0) {
         break_with_exception(w, "a worker's initializer failed");
-        return false;
+        r = BEGUN_BADLY;
     }
-    return true;
+    return r;
 }
 
 /* Only the last thread state of an interpreter may end it. Threads that were
@@ -843,6 +930,7 @@ static bool end_interpreter(si_worker *w, bool recycle)
         return false;
     }
     Py_CLEAR(w->cx->worker_module);
+    Py_CLEAR(w->cx->variables);
     si_context_end(w->cx);
     /* Extensions may still be imported while it ends: the loader stays. */
     Py_EndInterpreter(w->ts);
@@ -883,12 +971,12 @@ static bool serve(si_worker *w)
         if (!worker_becomes(w, SI_W_IDLE, SI_W_RUNNING)) {
             /* Jailed at exit. */
             PyEval_SaveThread();
-            park();
+            halt();
         }
         run_task(w, t);
         if (!worker_becomes(w, SI_W_RUNNING, SI_W_IDLE)) {
             PyEval_SaveThread();
-            park();
+            halt();
         }
         /* Tasks that are C functions never reach the eval loop, where other
          * threads of this interpreter get their turn. */
@@ -906,6 +994,21 @@ void si_workers_after_fork(void)
     workers = NULL;
 }
 
+static void enlist(si_worker *w)
+{
+    si_lock(&workers_mu);
+    w->all_prev = NULL;
+    w->all_next = workers;
+    if (workers)
+        workers->all_prev = w;
+    workers = w;
+    si_unlock(&workers_mu);
+    if (w->pool)
+        SI_COUNT(workers, 1);
+    else
+        SI_COUNT(parked, 1);
+}
+
 static void unlist(si_worker *w)
 {
     si_lock(&workers_mu);
@@ -916,55 +1019,196 @@ static void unlist(si_worker *w)
     if (w->all_next)
         w->all_next->all_prev = w->all_prev;
     si_unlock(&workers_mu);
-    SI_COUNT(workers, -1);
+    if (w->pool)
+        SI_COUNT(workers, -1);
+    else
+        SI_COUNT(parked, -1);
+}
+
+/* ---- parking: see si_park.h -------------------------------------------------------- */
+
+static void name_thread(const char *prefix, int number)
+{
+    char name[16];
+    snprintf(name, sizeof name, "%.11s-%d", prefix, number);
+    pthread_setname_np(pthread_self(), name);
+}
+
+/* Make the interpreter as good as new. False: it is to be ended. Its lock is
+ * held, and Python code of its tasks may run (finalizers, mostly). */
+static bool reset_interpreter(si_worker *w)
+{
+    PyObject *variables = w->cx->variables;
+    w->cx->variables = NULL;
+    bool good = PyContext_Exit(variables) == 0;
+    Py_DECREF(variables);
+    if (good) {
+        PyObject *r = PyObject_CallMethod(w->cx->worker_module, "park", NULL);
+        good = r == Py_True;
+        Py_XDECREF(r);
+    }
+    PyErr_Clear();  /* then it ends as if nobody had tried */
+    return good && only_thread(w);
+}
+
+/* Make a worker's interpreter and thread ready for another pool. NULL: it is
+ * to be ended. Its lock is held before, and is afterwards if NULL. */
+static si_worker *leave_pool(si_worker *w)
+{
+    if (!w->cx || w->cx->n_copies == 0 || !w->cx->variables || !si_park_wanted())
+        return NULL;
+    si_worker *p = calloc(1, sizeof *p);
+    if (p)
+        p->key = strdup(w->pool->key);
+    if (!p || !p->key) {
+        free(p);
+        return NULL;
+    }
+    atomic_store(&w->since, si_now());
+    uint32_t s = SI_W_IDLE;
+    bool good = atomic_compare_exchange_strong(&w->state, &s, SI_W_FINISHING);
+    if (good) {
+        for (int i = 0; i < SI_FUNCTION_CACHE; i++)
+            forget_function(w, i);
+        good = reset_interpreter(w);
+    }
+    /* Until it is parked, exit waits for it, as for one that is being made. */
+    atomic_init(&p->refs, 1);
+    atomic_init(&p->state, SI_W_STARTING);
+    p->interp = w->interp;
+    p->ts = w->ts;
+    p->cx = w->cx;
+    p->index = w->index;
+    p->thread_id = gettid();
+    if (good)
+        enlist(p);
+    /* From here on nobody may abandon or jail the interpreter through `w`. */
+    if (good && !worker_becomes(w, SI_W_FINISHING, SI_W_ENDED)) {
+        unlist(p);
+        good = false;
+    }
+    if (!good) {
+        free(p->key);
+        free(p);
+        return NULL;
+    }
+    set_context(w, NULL);
+    si_context_end(p->cx);
+    si_context_reopen(p->cx);
+    this_worker = NULL;
+    name_thread("parked", (int)p->cx->interp_id);
+    PyEval_SaveThread();
+    return p;
+}
+
+static void forget_parked(si_worker *p)
+{
+    unlist(p);
+    free(p->key);
+    p->key = NULL;
+    si_worker_release(p);
+}
+
+/* What the end of an interpreter would have run. It is not taken apart, but
+ * made harmless with the abandoned ones. */
+static _Noreturn void leave_process(si_worker *p)
+{
+    PyObject *r = PyObject_CallMethod(p->cx->worker_module, "leave", NULL);
+    if (r)
+        Py_DECREF(r);
+    else
+        PyErr_WriteUnraisable(NULL);
+    si_context_end(p->cx);
+    PyEval_SaveThread();
+    (void)worker_becomes(p, SI_W_FINISHING, SI_W_ABANDONED);
+    halt();
+}
+
+/* Wait for what is to become of a parked thread: another pool's worker, or
+ * NULL, for its end. */
+static si_worker *stay_parked(si_worker *p)
+{
+    si_order order = si_park_wait(p);
+    if (order == SI_ORDER_SERVE) {
+        si_worker *w = p->tenant;
+        w->interp = p->interp;
+        w->ts = p->ts;
+        set_context(w, p->cx);
+        atomic_store(&p->state, SI_W_ENDED);
+        forget_parked(p);
+        return w;
+    }
+    PyEval_RestoreThread(p->ts);
+    if (order == SI_ORDER_EXIT)
+        leave_process(p);
+    if (!end_interpreter(p, false))
+        halt();
+    atomic_store(&p->state, SI_W_ENDED);
+    forget_parked(p);
+    return NULL;
+}
+
+/* ---- the thread ---------------------------------------------------------------------- */
+
+/* Be one pool's worker. Returns what the thread is afterwards, parked; NULL:
+ * it is to end. */
+static si_worker *be_worker(si_worker *w)
+{
+    si_pool *p = w->pool;
+    si_worker *parked = NULL;
+    bool recycle = false, ended = true, counted_start = true;
+    this_worker = w;
+    name_thread(p->name[0] ? p->name : "subinterp", w->index);
+    do {
+        begun r = begin_interpreter(w);
+        if (counted_start)
+            left_starting(w);
+        counted_start = false;
+        recycle = false;
+        if (r == BEGUN_WELL) {
+            if (!worker_becomes(w, SI_W_STARTING, SI_W_IDLE)) {
+                PyEval_SaveThread();
+                halt();
+            }
+            recycle = serve(w);
+            if (!recycle)
+                parked = leave_pool(w);
+        }
+        if (parked || r == BEGUN_NOTHING)
+            ended = true;
+        else
+            ended = r != BEGUN_LOST && end_interpreter(w, recycle);
+    } while (recycle && ended && si_pool_counts(p, w));
+    if (ended)
+        atomic_store(&w->state, SI_W_ENDED);
+    /* First, so that whoever waits for the end of this pool finds it parked. */
+    if (parked)
+        si_park_add(parked);
+    if (ended)
+        unlist(w);
+    si_pool_worker_gone(p, w);
+    if (!ended)
+        halt();     /* its thread state stays; the thread must not run on */
+    si_worker_release(w);
+    si_pool_release(p);
+    return parked;
 }
 
 static void *worker_main(void *arg)
 {
     si_worker *w = arg;
-    si_pool *p = w->pool;
-    bool recycle = false, ended = true, counted_start = true;
-    this_worker = w;
-    char name[16];
-    snprintf(name, sizeof name, "%.11s-%d", p->name[0] ? p->name : "subinterp", w->index);
-    pthread_setname_np(pthread_self(), name);
-    do {
-        bool made, ok = begin_interpreter(w, &made);
-        if (counted_start)
-            left_starting(w);
-        counted_start = false;
-        recycle = false;
-        if (ok) {
-            if (!worker_becomes(w, SI_W_STARTING, SI_W_IDLE)) {
-                PyEval_SaveThread();
-                park();
-            }
-            recycle = serve(w);
-        }
-        ended = made ? end_interpreter(w, recycle) : true;
-    } while (recycle && ended && si_pool_counts(p, w));
-    if (ended)
-        atomic_store(&w->state, SI_W_ENDED);
-    if (ended)
-        unlist(w);
-    si_pool_worker_gone(p, w);
-    if (!ended)
-        park();     /* its thread state stays; the thread must not run on */
-    si_worker_release(w);
-    si_pool_release(p);
+    while (w) {
+        si_worker *parked = be_worker(w);
+        w = parked ? stay_parked(parked) : NULL;
+    }
     return NULL;
 }
 
 si_ret si_worker_start(si_worker *w)
 {
-    si_lock(&workers_mu);
-    w->all_prev = NULL;
-    w->all_next = workers;
-    if (workers)
-        workers->all_prev = w;
-    workers = w;
-    si_unlock(&workers_mu);
-    SI_COUNT(workers, 1);
+    enlist(w);
+    if (si_park_take(w))
+        return SI_OK;
     pthread_attr_t attr;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, w->pool->stack_size);
@@ -997,7 +1241,7 @@ static void *jailer(void *arg)
         atomic_store(&j->inside, 1);
         si_futex_wake(&j->inside, 1);
     }
-    park();
+    halt();
 }
 
 static void jail_interpreter(PyInterpreterState *interp)
@@ -1035,6 +1279,7 @@ static bool any_live(bool ending_only)
 
 void si_exit_abandon(int64_t grace_ns)
 {
+    si_park_close();
     int64_t until = si_now() + grace_ns;
     while (any_live(false) && si_now() < until)
         usleep(1000);
