@@ -10,6 +10,7 @@ import sysconfig
 
 import pytest
 
+import subinterp
 from _extbuild import build_library, missing
 from test_extensions import STRAYS, Site
 
@@ -470,3 +471,37 @@ def test_a_thread_that_goes_to_and_fro_between_interpreters(site):
         two.close()
         one.close()
     """)
+
+
+# Libraries that ctypes opens ---------------------------------------------------------------
+
+
+def count_in(path: str, prefix: str) -> tuple[int, int]:
+    """Count once, and once more in another opening of the same library."""
+    import ctypes
+    import sys
+
+    sys.modules["subinterp._extensions"]._COPIED_LIBRARIES = (prefix,)
+    return ctypes.CDLL(path).count(), ctypes.CDLL(path).count()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "extensions", "found"),
+    [
+        ("libours.", "auto", [(1, 2), (1, 2)]),
+        ("libtheirs.", "auto", [(1, 2), (3, 4)]),
+        ("libours.", "native", [(1, 2), (3, 4)]),
+    ],
+)
+def test_a_listed_library_is_copied(tmp_path, prefix, extensions, found):
+    path = build_library(tmp_path, "libours.so", "static int n; int count(void) { return ++n; }")
+    with subinterp.InterpreterPool(2, extensions=extensions) as pool:
+        assert sorted(pool.broadcast(count_in, str(path), prefix)) == found
+
+
+def test_a_listed_library_that_is_no_library(tmp_path):
+    (tmp_path / "libours.so").write_text("text")
+    with subinterp.InterpreterPool(1) as pool:
+        with pytest.raises(OSError, match=r"libours\.so is not a shared object"):
+            pool.submit(count_in, str(tmp_path / "libours.so"), "libours.").result(60)
+        assert pool.submit(abs, -1).result(60) == 1

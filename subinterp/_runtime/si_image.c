@@ -640,6 +640,11 @@ si_ret si_image_native(si_images *images, const char *path, si_image **image, ch
 
 /* ---- questions ------------------------------------------------------------------------- */
 
+void *si_image_handle(const si_image *image)
+{
+    return image->handle;
+}
+
 void *si_image_symbol(const si_image *image, const char *name)
 {
     return dlsym(image->handle, name);
