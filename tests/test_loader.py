@@ -378,19 +378,17 @@ def test_a_thread_that_makes_its_own_state_comes_too_late(site):
     site.run(
         STRAYS
         + """
-    interp = interpreters.create()
-    interp.call(w.use, "ext", "f", asked, tell)
-    wait_for("s", 1)
-    os.write(ask, b"xxx")
-    wait_for(">", 3)
-    interp.close()
-    for _ in range(3):
-        other = interpreters.create()
-        assert other.call(w.use, "json", "dumps", 1) == "1"
-        other.close()
-    os.write(ask, b"x")
-    wait_for("<", 1)
-    assert drain() == ""
+    with InterpreterPool(1, max_tasks_per_child=2) as pool:
+        pool.submit(w.use, "ext", "f", asked, tell).result()
+        wait_for("s", 1)
+        os.write(ask, b"xxx")
+        wait_for(">", 3)
+        for _ in range(7):
+            pool.submit(w.loaded).result()
+        assert pool.submit(w.loaded).result() == {}
+        os.write(ask, b"x")
+        text = wait_for("<", 1) + drain()
+        assert ">" not in text, text
     """
     )
 
