@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from bench import work
 from bench.bench_latency import in_turns
 from bench.contenders import (
+    WORKERS,
     Baseline,
     Contender,
     LokyPool,
@@ -59,10 +60,16 @@ class Arrays(Case):
     short = Effort(rounds=3, count=2)
     array = None
 
+    @contextmanager
     def open(self, contender):
+        """Yield a pool whose workers all have NumPy and an array."""
         if self.array is None:
             self.array = work.ones(ITEMS)
-        return super().open(contender)
+        with contender.open() as pool:
+            if pool is not None:
+                for future in [pool.submit(work.prepare, ITEMS) for _ in range(WORKERS)]:
+                    future.result()
+            yield pool
 
     def once(self, contender, pool):
         """Move the array once."""

@@ -60,6 +60,12 @@ def ones(n):
     return numpy.ones(n)
 
 
+def prepare(n):
+    """Make what `same_ones` returns; long enough for each worker to get one such task."""
+    same_ones(n)
+    time.sleep(1)
+
+
 @functools.cache
 def same_ones(n):
     """Make such an array once, and return it each time."""
