@@ -45,6 +45,8 @@ class Goal:
 
 
 INTERPRETERS, THREADS = "InterpreterPoolExecutor", "ThreadPoolExecutor"
+PROCESSES = "ProcessPoolExecutor"
+ARRAY = f"{OURS}, shared array"
 BUFFER, VIEW = f"{OURS}, SharedBuffer", f"{OURS}, memoryview"
 
 GOALS = (
@@ -64,6 +66,10 @@ GOALS = (
     Goal("bytes", "rate", "above interpreters", 1, INTERPRETERS),
     Goal("shared_buffer", "growth", "same at any size (1.25x)", 1.25, ours=BUFFER),
     Goal("shared_buffer", "growth", "same at any size (1.25x)", 1.25, ours=VIEW),
+    Goal("array_argument", "rate", "5x processes", 5, PROCESSES),
+    Goal("array_result", "rate", "5x processes", 5, PROCESSES),
+    Goal("array_argument", "rate", "0.9x a.copy()", 0.9, "array.copy()"),
+    Goal("shared_array", "growth", "same at any size (1.25x)", 1.25, ours=ARRAY),
     Goal("startup", "both", "half of interpreters' time", 2, INTERPRETERS),
     Goal("channel_hot", "p50", "5 us", 5e-6),
     Goal("channel_idle", "p50", "20 us", 20e-6),

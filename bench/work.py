@@ -1,5 +1,6 @@
 """What runs inside the workers: importable, and quick to import."""
 
+import functools
 import time
 from _thread import get_native_id
 
@@ -39,6 +40,30 @@ def first_and_last(buffer):
     """Read the two outermost bytes of a buffer, without a copy of it."""
     with memoryview(buffer) as view:
         return view[0] + view[-1]
+
+
+def first_item(array):
+    """Read one item of an array."""
+    return float(array[0])
+
+
+def ones(n):
+    """Make an array of doubles.
+
+    Parameters
+    ----------
+    n : int
+        How many; they are 8 bytes each.
+    """
+    import numpy
+
+    return numpy.ones(n)
+
+
+@functools.cache
+def same_ones(n):
+    """Make such an array once, and return it each time."""
+    return ones(n)
 
 
 def peer(inbox, outbox):

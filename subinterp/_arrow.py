@@ -117,6 +117,9 @@ def _drags_along(obj: Any) -> bool:
 def _reduce_pyarrow(obj: Any) -> Any:
     pyarrow: Any = sys.modules["pyarrow"]
     cls = type(obj)
+    fields = obj.schema.types if hasattr(obj, "schema") else [obj.type]
+    if any(_is_extended(pyarrow, type_) for type_ in fields):
+        return None  # the receiver may not have registered it; its pickle needs no registry
     if isinstance(obj, pyarrow.RecordBatch):
         streamed = pyarrow.Table.from_batches([obj])
     elif isinstance(obj, pyarrow.Array):
@@ -130,6 +133,14 @@ def _reduce_pyarrow(obj: Any) -> Any:
         if cls is getattr(pyarrow, kind):
             return pyarrow_from, (kind, *plan)
     return pyarrow_from, ("Array", *plan)
+
+
+def _is_extended(pyarrow: Any, type_: Any) -> bool:
+    if isinstance(type_, pyarrow.BaseExtensionType):
+        return True
+    if isinstance(type_, pyarrow.DictionaryType):
+        return _is_extended(pyarrow, type_.value_type)
+    return any(_is_extended(pyarrow, type_.field(i).type) for i in range(type_.num_fields))
 
 
 def pyarrow_from(kind: str, *data: Any) -> Any:

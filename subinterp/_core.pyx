@@ -520,7 +520,8 @@ cdef MessageWriter _writer(si_context *cx, si_msg *msg, str mode):
     array = sys.modules.get("array")
     w.array_type = None if array is None else array.array
     # Their modules may be half imported, by another thread.
-    w.ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    w.ndarray = ndarray if isinstance(ndarray, type) else None
     w.beside = []
     w.frames = ()
     if "polars" in sys.modules or "pyarrow" in sys.modules:

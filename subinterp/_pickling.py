@@ -230,6 +230,9 @@ class _Probe(_Text):
     def write(self, data: Any) -> int:
         return len(data)
 
+    def __call__(self, buffer: Any) -> None:
+        """Let a buffer travel out of band: it is not copied then."""
+
     def handles(self, cls: type) -> bool:
         from subinterp import _core
 
@@ -249,7 +252,7 @@ class _Probe(_Text):
 def _problem(obj: Any) -> Exception | None:
     """Why an object cannot be sent, or None."""
     try:
-        Pickler(_Probe(), buffered=False).dump(obj)
+        Pickler(_Probe()).dump(obj)
     except Exception as exc:
         return exc
     return None

@@ -132,7 +132,7 @@ def share(obj: Any, /) -> Any:
     if isinstance(obj, SharedMemory):
         return obj
     ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
-    if ndarray is not None and isinstance(obj, ndarray):
+    if isinstance(ndarray, type) and isinstance(obj, ndarray):
         from subinterp import _arrays
 
         if _arrays.is_plain(obj):
@@ -143,7 +143,7 @@ def share(obj: Any, /) -> Any:
         except TypeError:
             pass  # it has no buffer itself
         else:
-            return _share_view(view)
+            return obj if isinstance(view.obj, SharedMemory) else _share_view(view)
     try:
         copy, n_shared = _core.share_buffers(obj)
     except Exception as exc:
@@ -159,8 +159,6 @@ def share(obj: Any, /) -> Any:
 
 
 def _share_view(view: memoryview) -> memoryview:
-    if isinstance(view.obj, SharedMemory):
-        return view
     format = _core._castable_format(view)
     shared = SharedBuffer(view.nbytes)
     shared._fill(view)

@@ -201,10 +201,10 @@ def _installed_folders() -> list[str]:
 
 def _creation_key(options: dict[str, Any]) -> str:
     """Tell interpreters apart that were created with different options."""
-    extensions = options.get("extensions")
-    if isinstance(extensions, dict):
-        extensions = sorted(extensions.items())
-    return f"extensions={extensions!r}"
+    extensions = options["extensions"]
+    if extensions is None:
+        return "strict"
+    return f"{extensions['default']} {sorted(extensions['modules'].items())}"
 
 
 def _boot_options(name: str, extensions: Extensions) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class InterpreterPool(_core.PoolCore, Executor):
     Workers start with the creator's ``sys.path``, ``sys.argv``, warning
     filters and environment as they are when the pool is made; one that takes a
     parked interpreter as well. Arguments and
-    results are copied; see `SharedBuffer` and `create_channel` for what is
+    results are copied; see `SharedBuffer`, `share` and `create_channel` for what is
     shared. A pool may be used from any thread, and sent to other interpreters,
     where it is a handle on the same workers
     (which ends with the creator's: a forgotten pool is closed).

@@ -625,6 +625,72 @@ def buffer_facts(view):
         return m.format, m.shape, m.strides, m.readonly, m.tobytes()
 
 
+# Arrays and frames ----------------------------------------------------------------
+
+
+def array_facts(array):
+    """What an array is, as plain values."""
+    return (
+        type(array).__name__,
+        array.dtype.str if array.dtype.names is None else repr(array.dtype),
+        array.shape,
+        array.strides,
+        array.flags.writeable,
+        array.tobytes(),
+    )
+
+
+def array_address(array):
+    return array.__array_interface__["data"][0]
+
+
+def array_write(array, value):
+    array[...] = value
+
+
+def array_sum(array):
+    return float(array.sum())
+
+
+def array_made(n, dtype="f8"):
+    import numpy
+
+    return numpy.arange(n).astype(dtype)
+
+
+def array_shared(n, value):
+    """An array of doubles over memory that is made here."""
+    from subinterp import SharedBuffer
+
+    array = SharedBuffer(8 * n).asarray("f8")
+    array[:] = value
+    return array
+
+
+def array_kept_facts():
+    return array_facts(KEPT[-1])
+
+
+def modules_loaded(*modules):
+    return [name in sys.modules for name in modules]
+
+
+def frame_equals(frame, text):
+    """Whether the sender saw the same values, types and names."""
+    return frame_text(frame) == text
+
+
+def frame_text(frame):
+    """What a frame, series, table or array of any library holds."""
+    module = type(frame).__module__.partition(".")[0]
+    if module == "polars":
+        values = frame.to_dict(as_series=False) if hasattr(frame, "columns") else frame.to_list()
+        return repr((type(frame).__name__, str(getattr(frame, "schema", frame)), values))
+    if module == "pyarrow":
+        return repr((type(frame).__name__, str(getattr(frame, "schema", "")), frame.to_pylist()))
+    return repr((type(frame).__name__, frame.dtypes.to_dict(), frame.to_dict()))
+
+
 # Channels -------------------------------------------------------------------------
 
 

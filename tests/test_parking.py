@@ -53,14 +53,6 @@ def one_pool(fn, *args, **options):
         return pool.submit(fn, *args).result(60)
 
 
-def with_extensions(monkeypatch, value):
-    """Have pools made with other creation options from now on."""
-    usual = subinterp.pool._boot_options
-    monkeypatch.setattr(
-        subinterp.pool, "_boot_options", lambda name: {**usual(name), "extensions": value}
-    )
-
-
 # Reuse -----------------------------------------------------------------------------------
 
 
@@ -123,16 +115,16 @@ def test_same_native_thread_with_the_new_name():
         assert Path(f"/proc/self/task/{thread}/comm").read_text() == "three-0\n"
 
 
-def test_other_options_do_not_share(monkeypatch):
-    first = one_pool(hold_copies)
-    with monkeypatch.context() as patch:
-        with_extensions(patch, {"a": "copy", "b": "native"})
-        second = one_pool(hold_copies)
-        assert second != first
-    with monkeypatch.context() as patch:
-        with_extensions(patch, {"b": "native", "a": "copy"})
-        assert one_pool(hold_copies) == second
-    assert one_pool(hold_copies) == first
+def test_other_options_do_not_share():
+    def one(extensions):
+        with subinterp.InterpreterPool(1, extensions=extensions) as pool:
+            return pool.submit(hold_copies).result(60)
+
+    first = one("auto")
+    second = one({"a": "copy", "b": "native"})
+    assert second != first
+    assert one({"b": "native", "a": "copy"}) == second
+    assert one("auto") == first
     assert set(parked_interpreters()) == {first, second}
 
 
@@ -149,6 +141,16 @@ def test_a_parked_one_is_recycled_too():
         numbers = [pool.submit(hold_copies).result(60) for _ in range(3)]
     assert numbers[:2] == [first, first]
     assert numbers[2] != first
+
+
+def test_without_the_extension_module():
+    """Workers that only exchange values never load it."""
+    first = one_pool(hold_copies)
+    with subinterp.InterpreterPool(1) as pool:
+        pool.submit(run, "import sys; sys.modules.pop('subinterp._core')").result(60)
+    assert list(parked_interpreters()) == [first]
+    assert one_pool(run, "import sys; result = 'subinterp._core' in sys.modules") is False
+    assert list(parked_interpreters()) == [first]
 
 
 def test_the_initializer_runs_for_each_pool():

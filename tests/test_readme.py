@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def examples():
+    """Number each example; those that need NumPy are skipped without it."""
+    for number, example in enumerate(EXAMPLES):
+        missing = "import numpy" in example and find_spec("numpy") is None
+        yield pytest.param(number, marks=pytest.mark.skipif(missing, reason="needs numpy"))
 
 
 def run(tmp_path, *command, **options):
@@ -37,7 +45,7 @@ def test_there_are_examples():
     assert all(expected(example) for example in EXAMPLES)
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+@pytest.mark.parametrize("number", list(examples()))
 def test_example_as_a_script(number, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(EXAMPLES[number])
@@ -47,7 +55,7 @@ def test_example_as_a_script(number, tmp_path):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+@pytest.mark.parametrize("number", list(examples()))
 def test_example_from_standard_input(number, tmp_path):
     done = run(tmp_path, "-", input=EXAMPLES[number])
     assert done.returncode == 0, done.stderr

@@ -22,14 +22,19 @@ static bool inside(size_t size, uint64_t at, uint64_t n)
     return at <= size && n <= size - at;
 }
 
-/* Where `n` bytes at a virtual address stand in the file; NULL: nowhere. */
-static void *at_address(const si_elf *e, uint64_t address, uint64_t n)
+/* Where `n` bytes at a virtual address stand in the file; NULL: nowhere, or not
+ * as things of this alignment do. */
+static void *at_address(const si_elf *e, uint64_t address, uint64_t n, size_t alignment)
 {
     for (size_t i = 0; i < e->n_headers; i++) {
         const Elf64_Phdr *h = &e->headers[i];
         if (h->p_type == PT_LOAD && address >= h->p_vaddr
-            && inside(h->p_filesz, address - h->p_vaddr, n))
-            return e->data + h->p_offset + (address - h->p_vaddr);
+            && inside(h->p_filesz, address - h->p_vaddr, n)
+            /* Checked again: a string that was renamed may have been a header, too. */
+            && inside(e->size, h->p_offset, h->p_filesz)) {
+            unsigned char *p = e->data + h->p_offset + (address - h->p_vaddr);
+            return (uintptr_t)p % alignment == 0 ? p : NULL;
+        }
     }
     return NULL;
 }
@@ -56,12 +61,12 @@ static const char *string_at(const si_elf *e, uint64_t at)
  * than the last one of the last chain. */
 static bool count_gnu_hash(const si_elf *e, uint64_t address, size_t *count)
 {
-    const uint32_t *head = at_address(e, address, 16);
+    const uint32_t *head = at_address(e, address, 16, 4);
     if (!head)
         return false;
     uint32_t n_buckets = head[0], first = head[1], n_bloom = head[2], last = 0;
     uint64_t buckets_at = address + 16 + (uint64_t)n_bloom * 8;
-    const uint32_t *buckets = at_address(e, buckets_at, (uint64_t)n_buckets * 4);
+    const uint32_t *buckets = at_address(e, buckets_at, (uint64_t)n_buckets * 4, 4);
     if (!buckets)
         return false;
     for (uint32_t i = 0; i < n_buckets; i++)
@@ -73,7 +78,7 @@ static bool count_gnu_hash(const si_elf *e, uint64_t address, size_t *count)
     }
     uint64_t chains_at = buckets_at + (uint64_t)n_buckets * 4;
     for (;; last++) {
-        const uint32_t *link = at_address(e, chains_at + (uint64_t)(last - first) * 4, 4);
+        const uint32_t *link = at_address(e, chains_at + (uint64_t)(last - first) * 4, 4, 4);
         if (!link)
             return false;
         if (*link & 1)
@@ -89,7 +94,7 @@ static bool count_symbols(const si_elf *e, size_t *count)
     if (dynamic_value(e, DT_GNU_HASH, &at))
         return count_gnu_hash(e, at, count);
     if (dynamic_value(e, DT_HASH, &at)) {
-        const uint32_t *head = at_address(e, at, 8);
+        const uint32_t *head = at_address(e, at, 8, 4);
         if (!head)
             return false;
         *count = head[1];
@@ -144,7 +149,7 @@ const char *si_elf_open(si_elf *e, void *data, size_t size)
         e->n_dynamic++;
     uint64_t at, n;
     if (!dynamic_value(e, DT_STRTAB, &at) || !dynamic_value(e, DT_STRSZ, &n) || n == 0
-        || !(e->strings = at_address(e, at, n)))
+        || !(e->strings = at_address(e, at, n, 1)))
         return TRUNCATED;
     e->strings_size = n;
     if (e->strings[n - 1] != 0)
@@ -152,8 +157,8 @@ const char *si_elf_open(si_elf *e, void *data, size_t size)
     size_t count;
     if (!dynamic_value(e, DT_SYMTAB, &at) || !count_symbols(e, &count))
         return TRUNCATED;
-    e->symbols = at_address(e, at, (uint64_t)count * sizeof(Elf64_Sym));
-    if (!e->symbols || (uintptr_t)e->symbols % 8 != 0)
+    e->symbols = at_address(e, at, (uint64_t)count * sizeof(Elf64_Sym), 8);
+    if (!e->symbols)
         return TRUNCATED;
     e->n_symbols = count;
     return NULL;
@@ -203,7 +208,7 @@ static void each_slot_of(const si_elf *e, int64_t table, int64_t bytes,
     uint64_t at, size;
     if (!dynamic_value(e, table, &at) || !dynamic_value(e, bytes, &size))
         return;
-    const Elf64_Rela *r = at_address(e, at, size);
+    const Elf64_Rela *r = at_address(e, at, size, 8);
     if (!r)
         return;
     for (size_t i = 0; i < size / sizeof *r; i++) {
@@ -220,6 +225,17 @@ void si_elf_each_slot(const si_elf *e,
 {
     each_slot_of(e, DT_RELA, DT_RELASZ, found, arg);
     each_slot_of(e, DT_JMPREL, DT_PLTRELSZ, found, arg);
+}
+
+bool si_elf_is_writable(const si_elf *e, uint64_t at, uint64_t n)
+{
+    for (size_t i = 0; i < e->n_headers; i++) {
+        const Elf64_Phdr *h = &e->headers[i];
+        if (h->p_type == PT_LOAD && (h->p_flags & PF_W) && at >= h->p_vaddr
+            && inside(h->p_memsz, at - h->p_vaddr, n))
+            return true;
+    }
+    return false;
 }
 
 void si_elf_relro(const si_elf *e, uint64_t *at, uint64_t *size)
@@ -260,10 +276,12 @@ void si_elf_rename(si_elf *e, const char *name, const char *by)
     if (!dynamic_value(e, DT_VERNEED, &at) || !dynamic_value(e, DT_VERNEEDNUM, &n))
         return;
     while (n-- > 0) {
-        const Elf64_Verneed *v = at_address(e, at, sizeof *v);
+        const Elf64_Verneed *v = at_address(e, at, sizeof *v, 4);
         if (!v)
             return;
         rename_at(e, v->vn_file, name, by);
+        if (v->vn_next == 0)
+            return;     /* the last one, however many there were said to be */
         at += v->vn_next;
     }
 }

@@ -58,6 +58,8 @@ void si_elf_rename(si_elf *e, const char *name, const char *by);
  * where the file will be loaded. */
 void si_elf_each_slot(const si_elf *e,
                       void (*found)(void *arg, const char *name, uint64_t at), void *arg);
+/* These bytes are in a segment that is loaded writable; see si_elf_relro. */
+bool si_elf_is_writable(const si_elf *e, uint64_t at, uint64_t n);
 /* The pages that are made read-only after relocation; 0 bytes: none. */
 void si_elf_relro(const si_elf *e, uint64_t *at, uint64_t *size);
 

@@ -1,18 +1,64 @@
 #include "si_extension.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* One at a time: PyModuleDef_Init writes into the definition of a module that
- * is not copied, which the process has once. CPython does it under the main
- * lock. Held while init functions of such modules run, by `holds_init_mu`. */
-static si_mutex init_mu;
-/* A module's init function may import others. */
-static __thread bool holds_init_mu;
+/* One interpreter at a time: PyModuleDef_Init writes into the definition of a
+ * module that is not copied, which the process has once. CPython does it under
+ * the main lock. Several threads of the interpreter may: an init function
+ * imports other modules, which another thread may be importing, and would wait
+ * for this one. */
+static struct {
+    si_mutex mu;            /* guards what follows */
+    const si_loader *by;    /* whose init functions run; NULL: nobody's */
+    int n;                  /* of its threads */
+    si_word changed;        /* counts changes of `by`; slept on */
+} initializing;
+
+/* How long a thread sleeps before it looks again. */
+#define INIT_PATIENCE 100000000LL
+
+static void begin_init(const si_loader *l)
+{
+    for (;;) {
+        si_lock(&initializing.mu);
+        uint32_t seen = atomic_load(&initializing.changed);
+        bool mine = !initializing.by || initializing.by == l;
+        bool fresh = mine && initializing.n++ == 0;
+        if (fresh) {
+            initializing.by = l;
+            atomic_fetch_add(&initializing.changed, 1);
+        }
+        si_unlock(&initializing.mu);
+        if (fresh)      /* others of this interpreter may follow */
+            si_futex_wake(&initializing.changed, INT_MAX);
+        if (mine)
+            return;
+        Py_BEGIN_ALLOW_THREADS
+        (void)si_futex_wait(&initializing.changed, seen, si_now() + INIT_PATIENCE);
+        Py_END_ALLOW_THREADS
+    }
+}
+
+static void end_init(void)
+{
+    si_lock(&initializing.mu);
+    bool last = --initializing.n == 0;
+    if (last) {
+        initializing.by = NULL;
+        atomic_fetch_add(&initializing.changed, 1);
+    }
+    si_unlock(&initializing.mu);
+    if (last)
+        si_futex_wake(&initializing.changed, INT_MAX);
+}
 
 void si_extensions_after_fork(void)
 {
-    atomic_store(&init_mu.word, 0);
+    atomic_store(&initializing.mu.word, 0);
+    initializing.by = NULL;
+    initializing.n = 0;
 }
 
 static const char IMAGE[] = "subinterp.image", LOADER[] = "subinterp.loader";
@@ -38,7 +84,8 @@ static PyObject *cannot_load(PyObject *path, si_ret st, char *why)
 static PyObject *init_failed(PyObject *spec, const char *what)
 {
     PyObject *cause = PyErr_GetRaisedException();
-    if (cause && PyErr_GivenExceptionMatches(cause, PyExc_ImportError)) {
+    if (cause && (PyErr_GivenExceptionMatches(cause, PyExc_ImportError)
+                  || !PyErr_GivenExceptionMatches(cause, PyExc_Exception))) {
         PyErr_SetRaisedException(cause);
         return NULL;
     }
@@ -130,7 +177,8 @@ static PyObject *open_image(PyObject *self, PyObject *args)
     st = copy ? si_image_copy(&l->images, PyBytes_AS_STRING(bytes), &image, &why)
               : si_image_native(&l->images, PyBytes_AS_STRING(bytes), &image, &why);
     /* Also if it failed: libraries may have been copied. */
-    l->cx->n_copies = l->images.n_copies;
+    if (l->cx->n_copies < l->images.n_copies)
+        l->cx->n_copies = l->images.n_copies;
     Py_DECREF(bytes);
     if (st != SI_OK)
         return cannot_load(path, st, why);
@@ -219,23 +267,17 @@ static PyObject *create(PyObject *self, PyObject *args)
     }
     if (begin_unchecked(l) < 0)
         return NULL;
-    bool alone = !si_image_is_copy(image) && !holds_init_mu, declares = false;
+    bool shared = !si_image_is_copy(image), declares = false;
     int kind = FROM_SLOTS;
     PyObject *module;
-    if (alone) {
-        Py_BEGIN_ALLOW_THREADS
-        si_lock(&init_mu);
-        Py_END_ALLOW_THREADS
-        holds_init_mu = true;
-    }
+    if (shared)
+        begin_init(l);
     if (slots && SI_MODEXPORT)
         module = si_module_from_export(slots, spec, need, &declares);
     else
         module = call_init((PyObject * (*)(void)) init, spec, need, &kind, &declares);
-    if (alone) {
-        holds_init_mu = false;
-        si_unlock(&init_mu);
-    }
+    if (shared)
+        end_init();
     end_unchecked(l);
     if (!module)
         return NULL;
@@ -407,5 +449,6 @@ int si_loader_begin(si_context *cx, PyInterpreterState *interp)
 void si_loader_free(si_loader *loader)
 {
     si_images_free(&loader->images);
+    si_gate_free(loader->gate);
     free(loader);
 }

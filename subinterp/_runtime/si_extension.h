@@ -20,7 +20,7 @@
 typedef struct si_loader {
     si_context *cx;             /* borrowed */
     si_images images;
-    si_gate *gate;              /* outlives the loader */
+    si_gate *gate;              /* outlives the loader once code knows it */
     int unchecked;              /* > 0: CPython's check of extensions is off, for what the
                                    init functions that run now create themselves. Under the
                                    interpreter's lock, like what follows */

@@ -7,17 +7,18 @@
 
 /* ---- visits --------------------------------------------------------------------- */
 
-/* A thread that Python knows not, or knows as another interpreter's, between
- * its first Ensure and the Release that answers it. */
+/* A thread in an interpreter that it did not come from, between an Ensure and
+ * the Release that answers it: Python knows it not, or as another interpreter's. */
 typedef struct visit {
-    struct visit *next;
+    struct visit *next;         /* an earlier one */
     si_gate *gate;
-    PyThreadState *ts;          /* made for the visit */
+    PyThreadState *ts;          /* what it runs with here */
+    bool made;                  /* `ts` was made for the visit, which is counted */
     PyThreadState *before;      /* what was attached when it came, of another interpreter */
     int depth;
 } visit;
 
-/* The thread's own; nearly always none or one. */
+/* The thread's own, the latest first; nearly always none or one. */
 static __thread visit *visits;
 
 static visit *visit_of(const si_gate *g)
@@ -31,6 +32,19 @@ static visit *visit_of(const si_gate *g)
 static bool belongs(const si_gate *g, PyThreadState *ts)
 {
     return ts && PyThreadState_GetInterpreter(ts) == g->interp;
+}
+
+/* What this thread was in the interpreter with, if it came from there by a
+ * visit to another one, or is on a visit there already. */
+static PyThreadState *known_state(const si_gate *g)
+{
+    for (visit *v = visits; v; v = v->next) {
+        if (v->gate == g)
+            return v->ts;
+        if (belongs(g, v->before))
+            return v->before;
+    }
+    return NULL;
 }
 
 static _Noreturn void hold_for_ever(void)
@@ -55,37 +69,45 @@ static void leave(si_gate *g)
         si_futex_wake(&g->inside, 1);
 }
 
+/* The interpreter has ended: nobody shall wait for what the thread holds. */
+static _Noreturn void turn_away(PyThreadState *attached)
+{
+    if (attached)
+        PyEval_SaveThread();
+    hold_for_ever();
+}
+
 static PyGILState_STATE ensure(si_gate *g)
 {
     PyThreadState *attached = PyThreadState_GetUnchecked();
     visit *v = visit_of(g);
-    if (v)
-        v->depth++;
-    if (belongs(g, attached))
+    if (belongs(g, attached)) {
+        if (v)
+            v->depth++;
         return PyGILState_LOCKED;
-    if (v) {
-        PyEval_RestoreThread(v->ts);
-        return PyGILState_UNLOCKED;
     }
-    /* One of the interpreter's own threads, with its lock released. */
-    PyThreadState *own = PyGILState_GetThisThreadState();
-    if (!attached && belongs(g, own)) {
-        PyEval_RestoreThread(own);
-        return PyGILState_UNLOCKED;
+    if (!attached) {
+        if (v) {
+            v->depth++;
+            PyEval_RestoreThread(v->ts);
+            return PyGILState_UNLOCKED;
+        }
+        /* One of the interpreter's own threads, with its lock released. */
+        PyThreadState *own = PyGILState_GetThisThreadState();
+        if (belongs(g, own)) {
+            PyEval_RestoreThread(own);
+            return PyGILState_UNLOCKED;
+        }
     }
-    if (!enter(g)) {
-        if (attached)
-            PyEval_SaveThread();    /* nobody shall wait for it */
-        hold_for_ever();
-    }
+    PyThreadState *known = known_state(g);
+    if (!known && !enter(g))
+        turn_away(attached);
     if (!(v = malloc(sizeof *v)))
         Py_FatalError("subinterp: no memory for a thread state");
-    v->gate = g;
-    v->depth = 1;
-    v->before = attached;
+    *v = (visit){.gate = g, .ts = known, .made = !known, .before = attached, .depth = 1};
     if (attached)
         PyEval_SaveThread();
-    if (!(v->ts = PyThreadState_New(g->interp)))
+    if (!v->ts && !(v->ts = PyThreadState_New(g->interp)))
         Py_FatalError("subinterp: no memory for a thread state");
     v->next = visits;
     visits = v;
@@ -102,10 +124,14 @@ static void release(si_gate *g, PyGILState_STATE before)
     if (v && --v->depth == 0) {
         *p = v->next;
         PyThreadState *back = v->before;
-        PyThreadState_Clear(v->ts);
-        PyThreadState_DeleteCurrent();
+        if (v->made) {
+            PyThreadState_Clear(v->ts);
+            PyThreadState_DeleteCurrent();
+            leave(g);
+        }
+        else
+            PyEval_SaveThread();
         free(v);
-        leave(g);
         if (back)
             PyEval_RestoreThread(back);
     }
@@ -120,11 +146,25 @@ static int check(si_gate *g)
 
 static PyThreadState *this_thread_state(si_gate *g)
 {
-    visit *v = visit_of(g);
-    if (v)
-        return v->ts;
-    PyThreadState *ts = PyGILState_GetThisThreadState();
+    PyThreadState *ts = known_state(g);
+    if (ts)
+        return ts;
+    ts = PyGILState_GetThisThreadState();
     return belongs(g, ts) ? ts : NULL;
+}
+
+/* A thread may also make its state itself, as pybind11's do. Then the state is
+ * in the interpreter's list, and says that the interpreter must not be ended. */
+static PyThreadState *new_thread_state(si_gate *g, PyInterpreterState *interp)
+{
+    PyThreadState *attached = PyThreadState_GetUnchecked();
+    if (interp != g->interp || belongs(g, attached))
+        return PyThreadState_New(interp);
+    if (!enter(g))
+        turn_away(attached);
+    PyThreadState *ts = PyThreadState_New(interp);
+    leave(g);
+    return ts;
 }
 
 /* ---- what else asks for "the" interpreter --------------------------------------- */
@@ -189,6 +229,7 @@ static const redirected redirections[] = {
     {"PyGILState_Release", (void *)release, 1},
     {"PyGILState_Check", (void *)check, 0},
     {"PyGILState_GetThisThreadState", (void *)this_thread_state, 0},
+    {"PyThreadState_New", (void *)new_thread_state, 1},
     {"Py_IsInitialized", (void *)is_initialized, 0},
     {"Py_IsFinalizing", (void *)is_finalizing, 0},
     {"PyInterpreterState_Main", (void *)main_interpreter, 0},
@@ -212,6 +253,11 @@ void *si_gate_entrance(const si_gate *g, const char *name)
         if (strcmp(name, redirections[i].name) == 0)
             return g->code + i * ENTRANCE_SIZE;
     return NULL;
+}
+
+void si_gate_hand_out(si_gate *g)
+{
+    g->handed_out = true;
 }
 
 #if defined(__x86_64__)
@@ -301,6 +347,7 @@ si_callback *si_gate_callback(si_gate *g, void *thunk, void *entry, bool *known)
         if (cif != (uintptr_t)(fields + 2) || closure[i + 2] != thunk)
             continue;
         *known = true;
+        si_gate_hand_out(g);
         si_callback *c = malloc(sizeof *c);
         if (!c)
             return NULL;
@@ -339,6 +386,14 @@ si_gate *si_gate_new(PyInterpreterState *interp, const char **why)
         return NULL;
     }
     return g;
+}
+
+void si_gate_free(si_gate *g)
+{
+    if (!g->handed_out) {
+        munmap(g->code, CODE_SIZE);
+        free(g);
+    }
 }
 
 bool si_gate_idle(si_gate *g)

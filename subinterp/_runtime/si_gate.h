@@ -22,8 +22,8 @@
 #include "si_compat.h"
 #include "si_base.h"
 
-/* One an interpreter that loads private copies. Never freed: threads of the
- * copies may knock at any time until the process ends. */
+/* One an interpreter that may load private copies. Never freed once code of one
+ * knows it: its threads may knock at any time until the process ends. */
 typedef struct si_gate {
     PyInterpreterState *interp; /* not looked into once closed; constant */
     si_word inside;             /* foreign threads between Ensure and its Release; slept on.
@@ -31,12 +31,15 @@ typedef struct si_gate {
                                    itself first and looks then, the closer the other way round */
     _Atomic bool closed;
     unsigned char *code;        /* the entrances; constant */
+    bool handed_out;            /* code knows it; written under the interpreter's lock */
 } si_gate;
 
 /* NULL if entrances can be made in this process; else why not (constant text). */
 const char *si_gate_unsupported(void);
 /* NULL: no; *why says why (constant text). */
 si_gate *si_gate_new(PyInterpreterState *interp, const char **why);
+/* Nobody but the caller uses it; nothing happens if code knows it. */
+void si_gate_free(si_gate *g);
 /* Let no foreign thread in any more; wait for those inside. Called without the
  * interpreter's lock. SI_OK, or SI_TIMEOUT: some are inside, and the
  * interpreter must not be ended. */
@@ -53,7 +56,9 @@ bool si_gate_idle(si_gate *g);
 typedef struct si_callback si_callback;
 si_callback *si_gate_callback(si_gate *g, void *thunk, void *entry, bool *known);
 
-/* The entrance that stands for the function of that name, or NULL. */
+/* The entrance that stands for the function of that name, or NULL. Whoever
+ * lets code have it calls si_gate_hand_out before. */
 void *si_gate_entrance(const si_gate *g, const char *name);
+void si_gate_hand_out(si_gate *g);
 
 #endif

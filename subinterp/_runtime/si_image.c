@@ -28,7 +28,7 @@ struct si_image {
     file_id id;
     void *handle;
     bool is_copy;
-    char *name;         /* a copied library's own; NULL: a module, or not copied */
+    char *name;         /* what a copy says its name is; NULL: none, or not copied */
 };
 
 /* Files that declared their support; see si_image_declares. */
@@ -126,13 +126,19 @@ static si_ret open_source(source *s, const char *path, char **why)
         close_source(s);
         return explain(why, "%s %s", path, wrong);
     }
-    char *real = realpath(path, NULL), *slash = real ? strrchr(real, '/') : NULL;
-    if (!slash) {
-        free(real);
+    char *real = realpath(path, NULL);
+    /* A file without a name (/proc/self/fd/3) has no other path. */
+    if (!real && errno != ENOMEM)
+        real = strdup(path);
+    if (!real) {
         close_source(s);
         return SI_NOMEM;
     }
-    *slash = 0;
+    char *slash = strrchr(real, '/');
+    if (slash)
+        *slash = 0;
+    else
+        strcpy(real, ".");      /* not shorter: the file has been opened */
     s->folder = real;
     return SI_OK;
 }
@@ -153,6 +159,12 @@ static bool is_common(const char *name)
     return false;
 }
 
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 /* Libraries without Python that only one thread may be in, which the modules that use them
  * see to with a lock of their interpreter's (h5py's `phil`): as shared ones they would be entered
  * by several interpreters at once. */
@@ -165,57 +177,81 @@ static bool is_not_thread_safe(const char *name)
     return false;
 }
 
-/* A needed library in a folder that the file itself names: one that came with
- * it. To be freed; NULL: the system's, which the linker finds. */
-static char *find_library(const source *s, const char *name)
-{
-    static const int64_t TAGS[] = {DT_RUNPATH, DT_RPATH};
-    if (strchr(name, '/'))
-        return NULL;
-    for (size_t i = 0; i < 2; i++) {
-        size_t at = 0;
-        const char *folders;
-        while ((folders = si_elf_next(&s->elf, TAGS[i], &at)))
-            while (*folders) {
-                size_t n = strcspn(folders, ":");
-                size_t skip = strncmp(folders, "$ORIGIN", 7) == 0     ? 7
-                              : strncmp(folders, "${ORIGIN}", 9) == 0 ? 9
-                                                                      : 0;
-                char *path = NULL;
-                if ((skip || *folders == '/') && skip <= n
-                    && asprintf(&path, "%s%.*s/%s", skip ? s->folder : "", (int)(n - skip),
-                                folders + skip, name) >= 0) {
-                    char *real = realpath(path, NULL);
-                    free(path);
-                    if (real)
-                        return real;
-                }
-                folders += n + (folders[n] == ':');
-            }
-    }
-    return NULL;
-}
-
-/* A chain of files that are being looked at, so that circles end. */
+/* A file that is being looked at, and the one that needs it. */
 typedef struct chain {
     const struct chain *up;
-    const file_id *id;
+    const source *file;
 } chain;
 
+/* Circles end. */
 static bool in_chain(const chain *c, const file_id *id)
 {
     for (; c; c = c->up)
-        if (same_file(c->id, id))
+        if (same_file(&c->file->id, id))
             return true;
     return false;
 }
 
-static bool needs_private_libraries(const source *s, const chain *up);
-
-/* Does an interpreter need its own copy of this library, or of one that it needs? */
-static bool is_private(const char *path, const char *name, const chain *up)
+/* The library in one of the file's own folders. To be freed; NULL: not there. */
+static char *find_in(const source *s, int64_t tag, const char *name)
 {
-    if (is_not_thread_safe(name))
+    size_t at = 0;
+    const char *folders;
+    while ((folders = si_elf_next(&s->elf, tag, &at)))
+        while (*folders) {
+            size_t n = strcspn(folders, ":");
+            size_t skip = strncmp(folders, "$ORIGIN", 7) == 0     ? 7
+                          : strncmp(folders, "${ORIGIN}", 9) == 0 ? 9
+                                                                  : 0;
+            char *path = NULL;
+            if ((skip || *folders == '/') && skip <= n
+                && asprintf(&path, "%s%.*s/%s", skip ? s->folder : "", (int)(n - skip),
+                            folders + skip, name) >= 0) {
+                char *real = realpath(path, NULL);
+                free(path);
+                if (real)
+                    return real;
+            }
+            folders += n + (folders[n] == ':');
+        }
+    return NULL;
+}
+
+/* A library that the chain's last file needs, in a folder that the file itself
+ * names: one that came with it. DT_RPATH also tells where the libraries of
+ * libraries are, unless they have DT_RUNPATH. To be freed; NULL: the system's,
+ * which the linker finds. */
+static char *find_library(const chain *c, const char *name)
+{
+    size_t at = 0;
+    char *path = NULL;
+    if (strchr(name, '/'))
+        return NULL;
+    if (si_elf_next(&c->file->elf, DT_RUNPATH, &at))
+        return find_in(c->file, DT_RUNPATH, name);
+    for (; c && !path; c = c->up) {
+        at = 0;
+        if (!si_elf_next(&c->file->elf, DT_RUNPATH, &at))
+            path = find_in(c->file, DT_RPATH, name);
+    }
+    return path;
+}
+
+static si_image *find_image(const si_images *images, const file_id *id, bool is_copy)
+{
+    si_image *image = images->list;
+    while (image && !(image->is_copy == is_copy && same_file(&image->id, id)))
+        image = image->next;
+    return image;
+}
+
+static bool libraries_are_private(const si_images *images, const chain *c);
+
+/* It uses Python, by its own libraries perhaps; or one of a module that was
+ * loaded before does, so that it was copied with that one. */
+static bool library_is_private(const si_images *images, const char *path, const chain *up)
+{
+    if (is_not_thread_safe(base_name(path)))
         return true;
     source lib;
     char *why = NULL;
@@ -223,38 +259,30 @@ static bool is_private(const char *path, const char *name, const chain *up)
         free(why);      /* whoever loads it will say so */
         return false;
     }
-    bool found = false;
+    bool private = false;
     if (!in_chain(up, &lib.id)) {
-        chain here = {up, &lib.id};
-        found = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
-                || needs_private_libraries(&lib, &here);
+        chain here = {up, &lib};
+        private = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
+                  || find_image(images, &lib.id, true) || libraries_are_private(images, &here);
     }
     close_source(&lib);
-    return found;
+    return private;
 }
 
-static bool needs_private_libraries(const source *s, const chain *up)
+static bool libraries_are_private(const si_images *images, const chain *c)
 {
     size_t at = 0;
     const char *name;
-    bool found = false;
-    while (!found && (name = si_elf_next(&s->elf, DT_NEEDED, &at))) {
-        char *path = find_library(s, name);
-        found = path && !is_common(name) && is_private(path, name, up);
+    bool private = false;
+    while (!private && (name = si_elf_next(&c->file->elf, DT_NEEDED, &at))) {
+        char *path = find_library(c, name);
+        private = path && !is_common(name) && library_is_private(images, path, c);
         free(path);
     }
-    return found;
+    return private;
 }
 
 /* ---- copies -------------------------------------------------------------------------- */
-
-static si_image *find_image(si_images *images, const file_id *id, bool is_copy)
-{
-    si_image *image = images->list;
-    while (image && !(image->is_copy == is_copy && same_file(&image->id, id)))
-        image = image->next;
-    return image;
-}
 
 static si_image *add_image(si_images *images, const file_id *id, void *handle, bool is_copy)
 {
@@ -343,7 +371,7 @@ static void *load_from(int fd, const si_elf *elf, char *text, size_t size)
 
 static const char *temporary_folder(void)
 {
-    const char *folder = getenv("TMPDIR");
+    const char *folder = secure_getenv("TMPDIR");
     return folder && *folder ? folder : "/tmp";
 }
 
@@ -379,6 +407,7 @@ typedef struct {
     const si_elf *elf;
     int n;              /* changed */
     bool write;
+    bool read_only;     /* one of them is in the code */
 } patch;
 
 static void patch_slot(void *arg, const char *name, uint64_t at)
@@ -388,13 +417,15 @@ static void patch_slot(void *arg, const char *name, uint64_t at)
     if (!entrance)
         return;
     p->n++;
-    if (p->write)
+    if (!si_elf_is_writable(p->elf, at, sizeof entrance))
+        p->read_only = true;
+    else if (p->write)
         /* Nobody calls through it yet, or a constructor's thread does: one store. */
         atomic_store_explicit((_Atomic(void *) *)(p->base + at), entrance, memory_order_release);
 }
 
 /* Point the copy's imports of the lock API at the gate's entrances. */
-static bool redirect(const si_gate *gate, const si_elf *elf, void *handle, char **why)
+static bool redirect(si_gate *gate, const si_elf *elf, void *handle, char **why)
 {
     struct link_map *map;
     if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0) {
@@ -405,6 +436,10 @@ static bool redirect(const si_gate *gate, const si_elf *elf, void *handle, char 
     si_elf_each_slot(elf, patch_slot, &p);
     if (p.n == 0)
         return true;
+    if (p.read_only) {
+        explain(why, "it is not position-independent (DT_TEXTREL)");
+        return false;
+    }
     uint64_t at, size;
     si_elf_relro(elf, &at, &size);
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
@@ -415,23 +450,21 @@ static bool redirect(const si_gate *gate, const si_elf *elf, void *handle, char 
         return false;
     }
     p.write = true;
+    si_gate_hand_out(gate);
     si_elf_each_slot(elf, patch_slot, &p);
     if (end > begin)
         (void)mprotect((void *)begin, end - begin, PROT_READ);
     return true;
 }
 
-/* A name of the same length that no other library has. To be freed. */
-static char *unique_name(const char *name, char **why)
+/* A name of the same length that no other file has, to be freed. NULL: the
+ * name is too short (or there is no memory). */
+static char *unique_name(const char *name)
 {
     static const char DIGITS[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     const char *dot = strstr(name, ".so");
     size_t stem = dot ? (size_t)(dot - name) : strlen(name), n = stem < 7 ? stem : 7;
-    if (n < 4) {
-        explain(why, "the name of its library %s is too short to be changed", name);
-        return NULL;
-    }
-    char *unique = strdup(name);
+    char *unique = n < 4 ? NULL : strdup(name);
     if (!unique)
         return NULL;
     uint64_t number = atomic_fetch_add(&next_copy, 1);
@@ -446,7 +479,7 @@ static char *unique_name(const char *name, char **why)
 static si_ret copy_source(si_images *, source *, const char *path, const char *name, bool all,
                           const chain *up, si_image **image, char **why);
 
-/* The private copy of a library; its name is the image's. */
+/* The private copy of a library, which must have the name by which it is needed. */
 static si_ret copy_library(si_images *images, const char *path, const char *name, bool all,
                            const chain *up, si_image **image, char **why)
 {
@@ -454,44 +487,40 @@ static si_ret copy_library(si_images *images, const char *path, const char *name
     si_ret st = open_source(&lib, path, why);
     if (st != SI_OK)
         return st;
-    *image = find_image(images, &lib.id, true);
-    if (!*image) {
-        const char *soname = si_elf_soname(&lib.elf);
-        char *unique = NULL;
-        if (in_chain(up, &lib.id))
-            st = explain(why, "its library %s needs itself", path);
-        else if (!soname || strcmp(soname, name) != 0)
-            st = explain(why, "its library %s does not say its own name (DT_SONAME)", path);
-        else if (!(unique = unique_name(name, why)))
-            st = *why ? SI_BROKEN : SI_NOMEM;
-        else {
-            si_elf_rename(&lib.elf, name, unique);
+    const char *soname = si_elf_soname(&lib.elf);
+    if (in_chain(up, &lib.id))
+        st = explain(why, "its library %s needs itself", path);
+    else if (!soname)
+        st = explain(why, "its library %s does not say its own name (DT_SONAME)", path);
+    else if (strcmp(soname, name) != 0)
+        st = explain(why, "its library %s says that its name is %s (DT_SONAME)", path, soname);
+    else {
+        *image = find_image(images, &lib.id, true);
+        if (!*image)
             st = copy_source(images, &lib, path, name, all, up, image, why);
-        }
-        if (st == SI_OK)
-            (*image)->name = unique;
-        else
-            free(unique);
+        if (st == SI_OK && !(*image)->name)
+            st = explain(why, "the name of its library %s is too short to be changed", name);
     }
     close_source(&lib);
     return st;
 }
 
-/* Have the libraries ready that a file needs, under the names it needs. */
+/* Have the libraries ready that the chain's last file, `s`, needs, under the
+ * names it needs. */
 static si_ret prepare_libraries(si_images *images, source *s, const char *path, bool all,
-                                const chain *up, char **why)
+                                const chain *here, char **why)
 {
     size_t at = 0;
     const char *name;
     while ((name = si_elf_next(&s->elf, DT_NEEDED, &at))) {
-        char *lib = find_library(s, name);
+        char *lib = find_library(here, name);
         if (!lib)
             continue;
         si_ret st = SI_OK;
-        if (!is_common(name) && (all || is_private(lib, name, up))) {
+        if (!is_common(name) && (all || library_is_private(images, lib, here))) {
             si_image *image;
             char *needed = strdup(name);    /* renaming changes it under us */
-            st = needed ? copy_library(images, lib, needed, all, up, &image, why) : SI_NOMEM;
+            st = needed ? copy_library(images, lib, needed, all, here, &image, why) : SI_NOMEM;
             if (st == SI_OK)
                 si_elf_rename(&s->elf, needed, image->name);
             free(needed);
@@ -522,26 +551,29 @@ static si_ret prepare_libraries(si_images *images, source *s, const char *path, 
 static si_ret copy_source(si_images *images, source *s, const char *path, const char *name, bool all,
                           const chain *up, si_image **image, char **why)
 {
-    chain here = {up, &s->id};
-    all = all || needs_private_libraries(s, &here);
+    chain here = {up, s};
+    all = all || libraries_are_private(images, &here);
     si_ret st = prepare_libraries(images, s, path, all, &here, why);
     if (st != SI_OK)
         return st;
+    /* Not to be found by its name by who needs the original: the main interpreter,
+     * or another one's copy. */
+    const char *soname = si_elf_soname(&s->elf);
+    char *unique = soname ? unique_name(soname) : NULL, *before = unique ? strdup(soname) : NULL;
+    if (before)
+        si_elf_rename(&s->elf, before, unique);
+    free(before);
     si_elf_demote_unique(&s->elf);
     void *handle = load_copy(&s->elf, name, why);
-    if (!handle)
-        return *why ? SI_BROKEN : SI_NOMEM;
-    if (redirect(images->gate, &s->elf, handle, why)
-        && (*image = add_image(images, &s->id, handle, true)))
+    if (handle && redirect(images->gate, &s->elf, handle, why)
+        && (*image = add_image(images, &s->id, handle, true))) {
+        (*image)->name = unique;
         return SI_OK;
-    dlclose(handle);    /* none of its code for Python has run */
+    }
+    if (handle)
+        dlclose(handle);    /* none of its code for Python has run */
+    free(unique);
     return *why ? SI_BROKEN : SI_NOMEM;
-}
-
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
 }
 
 /* True: to be given back with end_opening. */
