@@ -95,15 +95,24 @@ class Importer:
         self.stock_builtin = _imp.create_builtin
         self.stock_exec_builtin = _imp.exec_builtin
 
-    def mode(self, name: str) -> str:
+    def mode(self, name: str, path: str) -> str:
         """Return what was asked for this module, or for the package it is in."""
-        if self.modules:
-            part = name
-            while part:
-                if part in self.modules:
-                    return self.modules[part]
-                part = part.rpartition(".")[0]
+        asked = self._asked(name)
+        if asked is not None:
+            return asked
+        # "Nothing but these" cannot mean that Python loses a part of itself, without
+        # which what is allowed would not work either.
+        if self.default == "refuse" and path.startswith(self.stdlib):
+            return "auto"
         return self.default
+
+    def _asked(self, name: str) -> "str | None":
+        part = name
+        while self.modules and part:
+            if part in self.modules:
+                return self.modules[part]
+            part = part.rpartition(".")[0]
+        return None
 
     # ---- in place of `_imp` ----
 
@@ -112,7 +121,7 @@ class Importer:
         name, path = spec.name, spec.origin
         if path is None:
             raise ImportError(f"extension module {name} has no file", name=name)
-        mode = self.mode(name)
+        mode = self.mode(name, path)
         if mode == "strict":
             made: ModuleType = self.loader["checked"](self.stock_create, spec)
             self.how[name] = "native"
@@ -184,7 +193,8 @@ class Importer:
     def create_builtin(self, spec: "ModuleSpec") -> "ModuleType":
         """Make a module that is part of Python itself."""
         made: ModuleType
-        if spec.name in _BUILTINS and self.mode(spec.name) not in ("strict", "refuse"):
+        asked = self._asked(spec.name) or ("strict" if self.default == "strict" else "auto")
+        if spec.name in _BUILTINS and asked not in ("strict", "refuse"):
             made = self.loader["unchecked"](self.stock_builtin, spec)
             for function in _BUILTINS[spec.name]:
                 if hasattr(made, function):
