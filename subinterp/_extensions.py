@@ -128,8 +128,7 @@ class Importer:
             return made
         if mode == "refuse":
             raise ImportError(
-                f"{name} is refused in this interpreter: the pool was made with extensions="
-                f'{{..., "refuse"}} for it',
+                f"{name} is refused in this interpreter, as the pool's option extensions says",
                 name=name,
                 path=path,
             )
