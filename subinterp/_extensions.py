@@ -57,6 +57,11 @@ _BUILTINS: "dict[str, tuple[str, ...]]" = {
 # main interpreter when they come from a thread that Python does not know.
 _COPIED = frozenset({"_ctypes"})
 
+# Libraries that Python code opens with ctypes and that must not be shared, by the beginning
+# of their names: LLVM's table of symbols takes the addresses of the helper functions of numba
+# and NumPy in the interpreter that imported numba last.
+_COPIED_LIBRARIES = ("libllvmlite.",)
+
 _REFUSED = {
     "readline": "it edits the lines of the process's terminal, which is the main interpreter's"
 }
@@ -90,15 +95,24 @@ class Importer:
         self.stock_builtin = _imp.create_builtin
         self.stock_exec_builtin = _imp.exec_builtin
 
-    def mode(self, name: str) -> str:
+    def mode(self, name: str, path: str) -> str:
         """Return what was asked for this module, or for the package it is in."""
-        if self.modules:
-            part = name
-            while part:
-                if part in self.modules:
-                    return self.modules[part]
-                part = part.rpartition(".")[0]
+        asked = self._asked(name)
+        if asked is not None:
+            return asked
+        # "Nothing but these" cannot mean that Python loses a part of itself, without
+        # which what is allowed would not work either.
+        if self.default == "refuse" and path.startswith(self.stdlib):
+            return "auto"
         return self.default
+
+    def _asked(self, name: str) -> "str | None":
+        part = name
+        while self.modules and part:
+            if part in self.modules:
+                return self.modules[part]
+            part = part.rpartition(".")[0]
+        return None
 
     # ---- in place of `_imp` ----
 
@@ -107,7 +121,7 @@ class Importer:
         name, path = spec.name, spec.origin
         if path is None:
             raise ImportError(f"extension module {name} has no file", name=name)
-        mode = self.mode(name)
+        mode = self.mode(name, path)
         if mode == "strict":
             made: ModuleType = self.loader["checked"](self.stock_create, spec)
             self.how[name] = "native"
@@ -143,8 +157,8 @@ class Importer:
             self.loader["checked"](self.stock_exec, module)
         else:
             self.loader["execute"](module, made[1])
-            if module.__name__ == "_ctypes" and self.how.get("_ctypes") == "native":
-                _bind_callbacks(module, self.loader["callback"])
+            if module.__name__ == "_ctypes":
+                self._adapt_ctypes(module, self.how.get("_ctypes") != "copy")
         return 0
 
     def exec_builtin(self, module: "ModuleType") -> int:
@@ -152,13 +166,35 @@ class Importer:
         fresh = not hasattr(module, "CFuncPtr")
         self.stock_exec_builtin(module)
         if module.__name__ == "_ctypes" and fresh:
-            _bind_callbacks(module, self.loader["callback"])
+            self._adapt_ctypes(module, True)
         return 0
+
+    def _adapt_ctypes(self, module: "Any", shared: bool) -> None:
+        if shared:
+            _bind_callbacks(module, self.loader["callback"])
+        stock = module.dlopen
+        default = self.default
+
+        def dlopen(name: "Any", flag: int = 0, /) -> int:
+            handle: int
+            if isinstance(name, str) and default in ("auto", "copy"):
+                folder, _, file = name.rpartition("/")
+                if folder and file.startswith(_COPIED_LIBRARIES):
+                    try:
+                        handle = self.loader["handle"](self.loader["open"](name, True))
+                    except ImportError as exc:
+                        raise OSError(str(exc)) from None
+                    return handle
+            handle = stock(name, flag)
+            return handle
+
+        module.dlopen = dlopen
 
     def create_builtin(self, spec: "ModuleSpec") -> "ModuleType":
         """Make a module that is part of Python itself."""
         made: ModuleType
-        if spec.name in _BUILTINS and self.mode(spec.name) not in ("strict", "refuse"):
+        asked = self._asked(spec.name) or ("strict" if self.default == "strict" else "auto")
+        if spec.name in _BUILTINS and asked not in ("strict", "refuse"):
             made = self.loader["unchecked"](self.stock_builtin, spec)
             for function in _BUILTINS[spec.name]:
                 if hasattr(made, function):

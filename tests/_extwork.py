@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tempfile
 import threading
 import traceback
 
@@ -208,8 +209,6 @@ def reload_repeatedly(module, rounds):
 
 def temp_files():
     """List the temp folder, and what this process has open."""
-    import tempfile
-
     listed = sorted(os.listdir(tempfile.gettempdir()))
     opened = []
     for fd in os.listdir("/proc/self/fd"):

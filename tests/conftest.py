@@ -83,6 +83,10 @@ def _started_helpers():
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()
+    # The first callback of ctypes has libffi open itself, for good.
+    import ctypes
+
+    ctypes.CFUNCTYPE(None)(lambda: None)
     # The first callback on a future starts the one notifier thread, if any.
     import subinterp
 

@@ -10,6 +10,7 @@ import sysconfig
 
 import pytest
 
+import subinterp
 from _extbuild import build_library, missing
 from test_extensions import STRAYS, Site
 
@@ -82,10 +83,10 @@ def test_a_module_that_another_module_is_linked_to(site):
         assert second.f() == 1
         import first
         assert first.f() == 2
-        interp = interpreters.create()
-        assert interp.call(w.use, "second", "f") == 1
-        assert interp.call(w.use, "first", "f") == 2
-        interp.close()
+        # Other options: not one of those that are parked.
+        with InterpreterPool(1, extensions={"nothing": "copy"}) as pool:
+            assert pool.submit(w.use, "second", "f").result() == 1
+            assert pool.submit(w.use, "first", "f").result() == 2
     """)
 
 
@@ -378,19 +379,17 @@ def test_a_thread_that_makes_its_own_state_comes_too_late(site):
     site.run(
         STRAYS
         + """
-    interp = interpreters.create()
-    interp.call(w.use, "ext", "f", asked, tell)
-    wait_for("s", 1)
-    os.write(ask, b"xxx")
-    wait_for(">", 3)
-    interp.close()
-    for _ in range(3):
-        other = interpreters.create()
-        assert other.call(w.use, "json", "dumps", 1) == "1"
-        other.close()
-    os.write(ask, b"x")
-    wait_for("<", 1)
-    assert drain() == ""
+    with InterpreterPool(1, max_tasks_per_child=2) as pool:
+        pool.submit(w.use, "ext", "f", asked, tell).result()
+        wait_for("s", 1)
+        os.write(ask, b"xxx")
+        wait_for(">", 3)
+        for _ in range(7):
+            pool.submit(w.loaded).result()
+        assert pool.submit(w.loaded).result() == {}
+        os.write(ask, b"x")
+        text = wait_for("<", 1) + drain()
+        assert ">" not in text, text
     """
     )
 
@@ -472,3 +471,37 @@ def test_a_thread_that_goes_to_and_fro_between_interpreters(site):
         two.close()
         one.close()
     """)
+
+
+# Libraries that ctypes opens ---------------------------------------------------------------
+
+
+def count_in(path: str, prefix: str) -> tuple[int, int]:
+    """Count once, and once more in another opening of the same library."""
+    import ctypes
+    import sys
+
+    sys.modules["subinterp._extensions"]._COPIED_LIBRARIES = (prefix,)
+    return ctypes.CDLL(path).count(), ctypes.CDLL(path).count()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "extensions", "found"),
+    [
+        ("libours.", "auto", [(1, 2), (1, 2)]),
+        ("libtheirs.", "auto", [(1, 2), (3, 4)]),
+        ("libours.", "native", [(1, 2), (3, 4)]),
+    ],
+)
+def test_a_listed_library_is_copied(tmp_path, prefix, extensions, found):
+    path = build_library(tmp_path, "libours.so", "static int n; int count(void) { return ++n; }")
+    with subinterp.InterpreterPool(2, extensions=extensions) as pool:
+        assert sorted(pool.broadcast(count_in, str(path), prefix)) == found
+
+
+def test_a_listed_library_that_is_no_library(tmp_path):
+    (tmp_path / "libours.so").write_text("text")
+    with subinterp.InterpreterPool(1) as pool:
+        with pytest.raises(OSError, match=r"libours\.so is not a shared object"):
+            pool.submit(count_in, str(tmp_path / "libours.so"), "libours.").result(60)
+        assert pool.submit(abs, -1).result(60) == 1

@@ -319,6 +319,14 @@ static PyObject *declares(PyObject *self, PyObject *capsule)
     Py_RETURN_NONE;
 }
 
+/* handle(image) -> the linker's handle, as ctypes keeps it */
+static PyObject *handle(PyObject *self, PyObject *capsule)
+{
+    (void)self;
+    si_image *image = PyCapsule_GetPointer(capsule, IMAGE);
+    return image ? PyLong_FromVoidPtr(si_image_handle(image)) : NULL;
+}
+
 /* unchecked(function, argument): call it while CPython's check is off */
 static PyObject *unchecked(PyObject *self, PyObject *args)
 {
@@ -387,6 +395,7 @@ static PyMethodDef functions[] = {
     {"create", create, METH_VARARGS, NULL},
     {"execute", execute, METH_VARARGS, NULL},
     {"declares", declares, METH_O, NULL},
+    {"handle", handle, METH_O, NULL},
     {"unchecked", unchecked, METH_VARARGS, NULL},
     {"checked", checked, METH_VARARGS, NULL},
     {"callback", callback, METH_VARARGS, NULL},

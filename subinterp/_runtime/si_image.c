@@ -159,12 +159,6 @@ static bool is_common(const char *name)
     return false;
 }
 
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 /* Libraries without Python that only one thread may be in, which the modules that use them
  * see to with a lock of their interpreter's (h5py's `phil`): as shared ones they would be entered
  * by several interpreters at once. */
@@ -245,13 +239,14 @@ static si_image *find_image(const si_images *images, const file_id *id, bool is_
     return image;
 }
 
-static bool libraries_are_private(const si_images *images, const chain *c);
+static bool needs_private_libraries(const si_images *images, const chain *c);
 
-/* It uses Python, by its own libraries perhaps; or one of a module that was
- * loaded before does, so that it was copied with that one. */
-static bool library_is_private(const si_images *images, const char *path, const chain *up)
+/* Does the interpreter need its own copy of this library? It, or one that it
+ * needs, uses Python; or is copied already, with a module's that does. */
+static bool is_private(const si_images *images, const char *path, const char *name,
+                       const chain *up)
 {
-    if (is_not_thread_safe(base_name(path)))
+    if (is_not_thread_safe(name))
         return true;
     source lib;
     char *why = NULL;
@@ -259,27 +254,27 @@ static bool library_is_private(const si_images *images, const char *path, const 
         free(why);      /* whoever loads it will say so */
         return false;
     }
-    bool private = false;
+    bool found = false;
     if (!in_chain(up, &lib.id)) {
         chain here = {up, &lib};
-        private = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
-                  || find_image(images, &lib.id, true) || libraries_are_private(images, &here);
+        found = si_elf_imports_prefix(&lib.elf, "Py") || si_elf_imports_prefix(&lib.elf, "_Py")
+                  || find_image(images, &lib.id, true) || needs_private_libraries(images, &here);
     }
     close_source(&lib);
-    return private;
+    return found;
 }
 
-static bool libraries_are_private(const si_images *images, const chain *c)
+static bool needs_private_libraries(const si_images *images, const chain *c)
 {
     size_t at = 0;
     const char *name;
-    bool private = false;
-    while (!private && (name = si_elf_next(&c->file->elf, DT_NEEDED, &at))) {
+    bool found = false;
+    while (!found && (name = si_elf_next(&c->file->elf, DT_NEEDED, &at))) {
         char *path = find_library(c, name);
-        private = path && !is_common(name) && library_is_private(images, path, c);
+        found = path && !is_common(name) && is_private(images, path, name, c);
         free(path);
     }
-    return private;
+    return found;
 }
 
 /* ---- copies -------------------------------------------------------------------------- */
@@ -517,7 +512,7 @@ static si_ret prepare_libraries(si_images *images, source *s, const char *path, 
         if (!lib)
             continue;
         si_ret st = SI_OK;
-        if (!is_common(name) && (all || library_is_private(images, lib, here))) {
+        if (!is_common(name) && (all || is_private(images, lib, name, here))) {
             si_image *image;
             char *needed = strdup(name);    /* renaming changes it under us */
             st = needed ? copy_library(images, lib, needed, all, here, &image, why) : SI_NOMEM;
@@ -552,7 +547,7 @@ static si_ret copy_source(si_images *images, source *s, const char *path, const 
                           const chain *up, si_image **image, char **why)
 {
     chain here = {up, s};
-    all = all || libraries_are_private(images, &here);
+    all = all || needs_private_libraries(images, &here);
     si_ret st = prepare_libraries(images, s, path, all, &here, why);
     if (st != SI_OK)
         return st;
@@ -574,6 +569,12 @@ static si_ret copy_source(si_images *images, source *s, const char *path, const 
         dlclose(handle);    /* none of its code for Python has run */
     free(unique);
     return *why ? SI_BROKEN : SI_NOMEM;
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
 }
 
 /* True: to be given back with end_opening. */
@@ -638,6 +639,11 @@ si_ret si_image_native(si_images *images, const char *path, si_image **image, ch
 }
 
 /* ---- questions ------------------------------------------------------------------------- */
+
+void *si_image_handle(const si_image *image)
+{
+    return image->handle;
+}
 
 void *si_image_symbol(const si_image *image, const char *name)
 {

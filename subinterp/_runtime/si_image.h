@@ -67,6 +67,8 @@ si_ret si_image_native(si_images *images, const char *path, si_image **image, ch
 /* The same, without an interpreter. */
 si_ret si_image_facts(const char *path, si_file_facts *facts, char **why);
 
+/* As dlopen gave it. */
+void *si_image_handle(const si_image *image);
 void *si_image_symbol(const si_image *image, const char *name);
 bool si_image_is_copy(const si_image *image);
 /* Remember, for all interpreters, that the file supports them as it is. */
