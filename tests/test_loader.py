@@ -5,7 +5,10 @@ What every user of extensions meets is in test_extensions; here are the corners.
 
 from __future__ import annotations
 
+import json
+import shlex
 import struct
+import subprocess
 import sysconfig
 
 import pytest
@@ -242,6 +245,40 @@ def test_a_module_in_a_file_without_a_name(site):
         with InterpreterPool(2) as pool:
             assert pool.broadcast(unnamed.load, SITE) == [None, None]
     """)
+
+
+def test_proc_is_not_mounted(site, tmp_path):
+    """The linker's own words would be that the module's file does not exist."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    hide = f"mount --bind {shlex.quote(str(empty))} /proc"
+    hidden = ["unshare", "--mount", "--map-root-user", "sh", "-c", f'{hide} && exec "$@"', "sh"]
+    try:
+        possible = subprocess.run([*hidden, "true"], capture_output=True, timeout=30).returncode
+    except FileNotFoundError:
+        possible = -1
+    if possible != 0:
+        pytest.skip("needs a mount namespace")
+    site.build("ext", module("Py_RETURN_NONE;"))
+    site.write(
+        "without_proc.py",
+        """
+        import _extwork as w
+        from subinterp import InterpreterPool
+        with InterpreterPool(2) as pool:
+            for told in pool.broadcast(w.explain, "ext"):
+                assert told["type"] == "ImportError", told
+                assert "/proc/self/fd cannot be used" in told["text"], told
+        """,
+    )
+    site.run(
+        """
+        import json, subprocess
+        command = [*json.loads(sys.argv[2]), sys.executable, SITE + "/without_proc.py"]
+        subprocess.run(command, check=True, timeout=60)
+        """,
+        json.dumps(hidden),
+    )
 
 
 # Init functions -----------------------------------------------------------------------------

@@ -342,6 +342,8 @@ static void *load_from(int fd, const si_elf *elf, char *text, size_t size)
     void *handle = NULL;
     if (!write_all(fd, elf->data, elf->size))
         snprintf(text, size, "it cannot be written: %s", strerror(errno));
+    else if (access("/proc/self/fd", X_OK) != 0)
+        snprintf(text, size, "/proc/self/fd cannot be used: %s", strerror(errno));
     else {
         unique_path(path, fd);
         /* Never RTLD_GLOBAL, whatever sys.setdlopenflags says: the copies of other
