@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from _support import ALL_EXECUTORS, EXECUTORS, Snapshot
+from _support import ALL_EXECUTORS, EXECUTORS, Snapshot, parked_interpreters, wait_until
 from _work import Flag
 
 # A single test may take this long before all stacks are dumped and the run
@@ -94,6 +94,16 @@ def _started_helpers():
         done = threading.Event()
         pool.submit(time.sleep, 0.1).add_done_callback(lambda future: done.set())
         assert done.wait(60), "a done callback never ran"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _none_parked(_started_helpers):
+    """Start each module without interpreters that others have left to be reused."""
+    import subinterp
+
+    subinterp.set_parked_limit(0)
+    wait_until(lambda: not parked_interpreters(), what="the end of parked interpreters")
+    subinterp.set_parked_limit(4)
 
 
 FAILED = pytest.StashKey[bool]()
