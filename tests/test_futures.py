@@ -929,7 +929,8 @@ def test_one_notifier_however_many_threads_need_it():
         barrier = threading.Barrier(4)
 
         def observe():
-            future = pool.submit(int)
+            # Still running when it is observed: one that is done needs no notifier.
+            future = pool.submit(time.sleep, 0.5)
             called = threading.Event()
             barrier.wait()
             future.add_done_callback(lambda future: called.set())
