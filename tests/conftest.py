@@ -32,7 +32,7 @@ GRACE = 3.0
 
 # Bytes of memory the tests may take: what grows without bounds shall be a failed
 # test, not a dead machine.
-MEMORY_LIMIT = int(os.environ.get("SUBINTERP_TEST_MEMORY", 8 * 2**30))
+MEMORY_LIMIT = int(os.environ.get("SUBINTERP_TEST_MEMORY", 16 * 2**30))
 
 _stderr_fd: int | None = None
 
