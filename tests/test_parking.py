@@ -732,9 +732,10 @@ def test_exit_runs_what_tasks_registered():
     source = """
     park(2, '''if True:
         import atexit, sys, threading
-        atexit.register(print, "atexit")
+        # Each writes its line at once: the interpreters end side by side.
+        atexit.register(print, "atexit\\\\n", end="")
         atexit.register(sys.stdout.write, "kept stream\\\\n")
-        threading._register_atexit(print, "threads")
+        threading._register_atexit(print, "threads\\\\n", end="")
         ''')
     print("end", flush=True)
     """
