@@ -289,7 +289,7 @@ cdef class MessageWriter:
             cls is memoryview
             or (self.array_type is not None and cls is self.array_type)
             or (isinstance(cls, type) and (
-                issubclass(cls, (ChannelEnd, SharedMemory, PoolCore))
+                issubclass(cls, _HANDLES)
                 or (self.ndarray is not None and issubclass(cls, self.ndarray))
                 or (self.frames and issubclass(cls, self.frames))
             ))
@@ -300,7 +300,7 @@ cdef class MessageWriter:
         from _pickle import PickleBuffer
         if isinstance(obj, memoryview):
             return self._reduce_memoryview(obj, PickleBuffer)
-        if isinstance(obj, (ChannelEnd, SharedMemory, PoolCore)):
+        if isinstance(obj, _HANDLES):
             return received, (PickleBuffer(_carrier(obj)),)
         if self.ndarray is not None and isinstance(obj, self.ndarray):
             from subinterp import _arrays
@@ -354,7 +354,7 @@ cdef class MessageWriter:
                 b = PyPickleBuffer_GetBuffer(pickle_buffer)
                 if not isinstance(<object>b.obj, _Carrier):
                     start += self._copy(b, NULL, common, start)
-                elif isinstance((<_Carrier>b.obj).thing, (ChannelEnd, SharedMemory, PoolCore)):
+                elif isinstance((<_Carrier>b.obj).thing, _HANDLES):
                     self._carry((<_Carrier>b.obj).thing)
                 else:
                     start += self._copy(NULL, <PyObject *>(<_Carrier>b.obj).thing, common, start)
@@ -372,7 +372,7 @@ cdef class MessageWriter:
             b = PyPickleBuffer_GetBuffer(pickle_buffer)
             if not isinstance(<object>b.obj, _Carrier):
                 n += _aligned(<size_t>b.len)
-            elif not isinstance((<_Carrier>b.obj).thing, (ChannelEnd, SharedMemory, PoolCore)):
+            elif not isinstance((<_Carrier>b.obj).thing, _HANDLES):
                 n += _aligned(<size_t>(<_Carrier>b.obj).thing.nbytes)
         if n == 0:
             return NULL
@@ -650,24 +650,14 @@ cdef object _take_part(si_context *cx, si_part *part, bint keep):
             part.kind = SI_PART_NONE
         # As a memoryview, which has the usual methods and can be sent on.
         return memoryview(buf)
-    if part.kind == SI_PART_SHARED:
-        from subinterp.buffers import SharedBuffer
-        shared = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
-        shared.shared = <si_shared *>part.ptr
+    if part.kind == SI_PART_SHARED or part.kind == SI_PART_VIEW:
+        whole = part.kind == SI_PART_SHARED
         if keep:
-            si_shared_retain(shared.shared)
+            si_shared_retain(<si_shared *>part.ptr)
         else:
             part.kind = SI_PART_NONE
-        return shared
-    if part.kind == SI_PART_VIEW:
-        from subinterp.buffers import SharedBuffer
-        shared = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
-        shared.shared = <si_shared *>part.ptr
-        if keep:
-            si_shared_retain(shared.shared)
-        else:
-            part.kind = SI_PART_NONE
-        return memoryview(shared)[part.start:part.start + part.n]
+        shared = _shared_buffer(<si_shared *>part.ptr)
+        return shared if whole else memoryview(shared)[part.start:part.start + part.n]
     if part.kind == SI_PART_POOL:
         from subinterp.pool import InterpreterPool
         if not keep:
@@ -3155,19 +3145,21 @@ cdef class SharedMemory:
         return _shared_by_id, (_process_token(), self.shared.id)
 
 
+cdef _shared_buffer(si_shared *s):
+    """A SharedBuffer of this memory; takes the reference over."""
+    from subinterp.buffers import SharedBuffer
+    cdef SharedMemory made = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
+    made.shared = s
+    return made
+
+
 def shared_at(size_t address, size_t nbytes):
     """The SharedBuffer that holds these bytes, and where they begin in it.
 
     Returns None if they are nobody's. The caller keeps the bytes alive.
     """
-    from subinterp.buffers import SharedBuffer
-    cdef SharedMemory found
     cdef si_shared *s = si_shared_at(<const void *>address, nbytes)
-    if s == NULL:
-        return None
-    found = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
-    found.shared = s
-    return found, address - <size_t>s.data
+    return None if s == NULL else (_shared_buffer(s), address - <size_t>s.data)
 
 
 def share_buffers(obj):
@@ -3192,14 +3184,14 @@ def share_buffers(obj):
 
 def _shared_by_id(token, uint64_t id):
     """The SharedBuffer that a plain pickle names, if somebody still holds it."""
-    from subinterp.buffers import SharedBuffer
     cdef si_shared *s = si_shared_find(id) if token == _process_token() else NULL
-    cdef SharedMemory made
     if s == NULL:
         raise ValueError("the SharedBuffer is gone, or belongs to another process")
-    made = SharedMemory.__new__(SharedBuffer, _FILLED_IN_LATER)
-    made.shared = s
-    return made
+    return _shared_buffer(s)
+
+
+# What travels as itself: the same thing, in another interpreter.
+_HANDLES = (ChannelEnd, SharedMemory, PoolCore)
 
 
 # ---- Arrow data ------------------------------------------------------------------------------------------------
@@ -3742,6 +3734,12 @@ def usable_cores():
     return si_usable_cores()
 
 
+def extensions_unsupported():
+    """Return why private copies of extension modules cannot be loaded here; "": they can."""
+    cdef const char *why = si_gate_unsupported()
+    return "" if why == NULL else (<bytes>why).decode()
+
+
 def live_counts():
     """Live C objects of the process by kind; tasks and messages in debug builds only."""
     return {
@@ -3760,12 +3758,6 @@ if si_python.init_module == NULL:
     si_python.encode = _hook_encode
     si_python.decode = _hook_decode
 preimport_datetime = bool(SI_PREIMPORT_DATETIME)
-
-
-def extensions_unsupported():
-    """Return why private copies of extension modules cannot be loaded here; "": they can."""
-    cdef const char *why = si_gate_unsupported()
-    return "" if why == NULL else (<bytes>why).decode()
 if (<Context>_context).cx.interp_id == 0:
     import os as _os
     _os.register_at_fork(after_in_child=after_fork_in_child)

@@ -29,6 +29,7 @@ Like `_worker`, this module's code is sent to workers, and imports little.
 
 import _imp
 import sys
+from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Importer:
                 path=path,
             )
         sys.audit("import", name, path, None, None, None)
-        key = _thread_id(), name
+        key = get_ident(), name
         if key in self.creating:
             raise ImportError(
                 f"{name} ({path}) is imported by what its own init function imports",
@@ -296,24 +297,11 @@ def _bind_callbacks(ctypes: "Any", bind: "Callable[[object, int], object]") -> N
             if kept:
                 for thunk in tuple(kept.values()):
                     if type(thunk).__name__ == "CThunkObject":
-                        entry = _pointer_at(address(self))
-                        kept["gate"] = bind(thunk, entry)
+                        kept["gate"] = bind(thunk, address(self))
             return self
 
     CFuncPtr.__module__, CFuncPtr.__qualname__ = base.__module__, base.__qualname__
     ctypes.CFuncPtr = CFuncPtr
-
-
-def _pointer_at(address: int) -> int:
-    import ctypes
-
-    return ctypes.c_void_p.from_address(address).value or 0
-
-
-def _thread_id() -> int:
-    from _thread import get_ident
-
-    return get_ident()
 
 
 def _explain(exc: ImportError, name: str, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def extension_options(extensions: Extensions) -> tuple[dict[str, Any] | None, st
             f"extensions must be a string or a mapping of module names to modes, "
             f"not {type(extensions).__name__}"
         )
-    missing = _core.extensions_unsupported()
+    missing = _missing()
     if missing:
         if any(mode in ("copy", "native") for mode in (default, *modules.values())):
             raise ValueError(
@@ -75,6 +76,11 @@ def extension_options(extensions: Extensions) -> tuple[dict[str, Any] | None, st
     )
 
 
+@functools.cache
+def _missing() -> str:
+    return _core.extensions_unsupported()
+
+
 def _check(name: object, mode: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"extensions: {name!r} is not the name of a module")
@@ -86,14 +92,9 @@ def _check(name: object, mode: object) -> None:
         raise ValueError(f"extensions[{name!r}] must be one of {', '.join(MODES)}, not {mode!r}")
 
 
-_folders: list[str] | None = None
-
-
+@functools.cache
 def _stdlib_folders() -> list[str]:
     """Folders of the standard library's own extension modules."""
-    global _folders
-    if _folders is None:
-        found = {os.path.join(os.path.dirname(os.__file__), "lib-dynload", "")}
-        found.update(os.path.join(p, "") for p in sys.path if str(p).endswith("lib-dynload"))
-        _folders = sorted(found)
-    return _folders
+    found = {os.path.join(os.path.dirname(os.__file__), "lib-dynload", "")}
+    found.update(os.path.join(p, "") for p in sys.path if str(p).endswith("lib-dynload"))
+    return sorted(found)

@@ -537,7 +537,9 @@ def test_a_listed_library_is_copied(tmp_path, prefix, extensions, found):
         subinterp.InterpreterPool(1, extensions=extensions) as one,
         subinterp.InterpreterPool(1, extensions=extensions) as other,
     ):
-        assert [pool.submit(count_in, str(path), prefix).result(60) for pool in (one, other)] == found
+        assert [
+            pool.submit(count_in, str(path), prefix).result(60) for pool in (one, other)
+        ] == found
 
 
 def test_a_listed_library_that_is_no_library(tmp_path):

@@ -368,16 +368,17 @@ static void free_callback(PyObject *capsule)
     free(PyCapsule_GetPointer(capsule, CALLBACK));
 }
 
-/* callback(thunk, entry) -> an object to be kept as long as the thunk */
+/* callback(thunk, where its entry is) -> an object to be kept as long as the thunk */
 static PyObject *callback(PyObject *self, PyObject *args)
 {
     si_loader *l = loader_of(self);
     PyObject *thunk;
-    unsigned long long entry;
-    if (!l || !PyArg_ParseTuple(args, "OK:callback", &thunk, &entry))
+    unsigned long long address;
+    if (!l || !PyArg_ParseTuple(args, "OK:callback", &thunk, &address))
         return NULL;
+    void *entry = *(void **)(uintptr_t)address;
     bool known;
-    si_callback *c = si_gate_callback(l->gate, thunk, (void *)(uintptr_t)entry, &known);
+    si_callback *c = si_gate_callback(l->gate, thunk, entry, &known);
     if (!c && known)
         return PyErr_NoMemory();
     if (!c) {

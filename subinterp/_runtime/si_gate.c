@@ -396,11 +396,6 @@ void si_gate_free(si_gate *g)
     }
 }
 
-bool si_gate_idle(si_gate *g)
-{
-    return atomic_load(&g->inside) == 0;
-}
-
 si_ret si_gate_close(si_gate *g, int64_t deadline)
 {
     atomic_store(&g->closed, true);

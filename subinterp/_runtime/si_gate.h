@@ -44,7 +44,6 @@ void si_gate_free(si_gate *g);
  * interpreter's lock. SI_OK, or SI_TIMEOUT: some are inside, and the
  * interpreter must not be ended. */
 si_ret si_gate_close(si_gate *g, int64_t deadline);
-bool si_gate_idle(si_gate *g);
 
 /* What ctypes hands to C as a callback is a closure of libffi, which calls a
  * function of _ctypes with its thunk object. Where _ctypes is not a copy (it may

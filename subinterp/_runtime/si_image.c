@@ -69,6 +69,13 @@ static si_ret explain(char **why, const char *format, ...)
     return SI_BROKEN;
 }
 
+/* The linker's error, once. */
+static const char *linker_error(void)
+{
+    const char *error = dlerror();
+    return error ? error : "the linker gives no reason";
+}
+
 /* ---- files ------------------------------------------------------------------------ */
 
 typedef struct {
@@ -147,26 +154,20 @@ static si_ret open_source(source *s, const char *path, char **why)
 
 /* Run-time libraries of compilers, and Python itself: never copied, the process
  * has one each. */
-static bool is_common(const char *name)
-{
-    static const char *const COMMON[] = {
-        "libpython", "libstdc++", "libgcc_s", "libgomp", "libiomp", "libomp", "libgfortran",
-        "libquadmath", "libc.so", "libm.so", "libdl.so", "librt.so", "libpthread", "ld-linux",
-    };
-    for (size_t i = 0; i < sizeof COMMON / sizeof *COMMON; i++)
-        if (strncmp(name, COMMON[i], strlen(COMMON[i])) == 0)
-            return true;
-    return false;
-}
+static const char *const COMMON[] = {
+    "libpython", "libstdc++", "libgcc_s", "libgomp", "libiomp", "libomp", "libgfortran",
+    "libquadmath", "libc.so", "libm.so", "libdl.so", "librt.so", "libpthread", "ld-linux", NULL,
+};
 
 /* Libraries without Python that only one thread may be in, which the modules that use them
  * see to with a lock of their interpreter's (h5py's `phil`): as shared ones they would be entered
  * by several interpreters at once. */
-static bool is_not_thread_safe(const char *name)
+static const char *const NOT_THREAD_SAFE[] = {"libhdf5", "libnetcdf", NULL};
+
+static bool begins_with_any(const char *name, const char *const *beginnings)
 {
-    static const char *const UNSAFE[] = {"libhdf5", "libnetcdf"};
-    for (size_t i = 0; i < sizeof UNSAFE / sizeof *UNSAFE; i++)
-        if (strncmp(name, UNSAFE[i], strlen(UNSAFE[i])) == 0)
+    for (; *beginnings; beginnings++)
+        if (strncmp(name, *beginnings, strlen(*beginnings)) == 0)
             return true;
     return false;
 }
@@ -246,7 +247,7 @@ static bool needs_private_libraries(const si_images *images, const chain *c);
 static bool is_private(const si_images *images, const char *path, const char *name,
                        const chain *up)
 {
-    if (is_not_thread_safe(name))
+    if (begins_with_any(name, NOT_THREAD_SAFE))
         return true;
     source lib;
     char *why = NULL;
@@ -271,7 +272,7 @@ static bool needs_private_libraries(const si_images *images, const chain *c)
     bool found = false;
     while (!found && (name = si_elf_next(&c->file->elf, DT_NEEDED, &at))) {
         char *path = find_library(c, name);
-        found = path && !is_common(name) && is_private(images, path, name, c);
+        found = path && !begins_with_any(name, COMMON) && is_private(images, path, name, c);
         free(path);
     }
     return found;
@@ -350,15 +351,14 @@ static void *load_from(int fd, const si_elf *elf, char *text, size_t size)
          * interpreters would bind to this one. */
         handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (!handle) {
-            const char *error = dlerror();
+            const char *error = linker_error();
             /* "path: reason" */
             size_t n = strlen(path);
-            if (error && strncmp(error, path, n) == 0 && error[n] == ':')
+            if (strncmp(error, path, n) == 0 && error[n] == ':')
                 error += n + 1 + (error[n + 1] == ' ');
-            bool memory = error && (strstr(error, "annot allocate memory")
-                                    || strstr(error, "failed to map segment"));
-            snprintf(text, size, "%s%s", error ? error : "the linker gives no reason",
-                     memory && at_map_limit() ? " (the process has as many mappings as "
+            bool memory = strstr(error, "annot allocate memory")
+                          || strstr(error, "failed to map segment");
+            snprintf(text, size, "%s%s", error, memory && at_map_limit() ? " (the process has as many mappings as "
                                                 "vm.max_map_count allows)" : "");
         }
     }
@@ -514,7 +514,7 @@ static si_ret prepare_libraries(si_images *images, source *s, const char *path, 
         if (!lib)
             continue;
         si_ret st = SI_OK;
-        if (!is_common(name) && (all || is_private(images, lib, name, here))) {
+        if (!begins_with_any(name, COMMON) && (all || is_private(images, lib, name, here))) {
             si_image *image;
             char *needed = strdup(name);    /* renaming changes it under us */
             st = needed ? copy_library(images, lib, needed, all, here, &image, why) : SI_NOMEM;
@@ -532,10 +532,8 @@ static si_ret prepare_libraries(si_images *images, source *s, const char *path, 
                 bool by_name = soname && strcmp(soname, name) == 0;
                 close_source(&found);
                 if (!(by_name && dlopen(lib, RTLD_LAZY | RTLD_LOCAL))
-                    && !dlopen(path, RTLD_LAZY | RTLD_LOCAL)) {
-                    const char *error = dlerror();
-                    st = explain(why, "%s", error ? error : "a library cannot be loaded");
-                }
+                    && !dlopen(path, RTLD_LAZY | RTLD_LOCAL))
+                    st = explain(why, "%s", linker_error());
             }
         }
         free(lib);
@@ -627,10 +625,8 @@ si_ret si_image_native(si_images *images, const char *path, si_image **image, ch
         *image = find_image(images, &s.id, false);
         if (!*image) {
             void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-            if (!handle) {
-                const char *error = dlerror();
-                st = explain(why, "%s", error ? error : "the linker gives no reason");
-            }
+            if (!handle)
+                st = explain(why, "%s", linker_error());
             else if (!(*image = add_image(images, &s.id, handle, false)))
                 st = SI_NOMEM;
         }
@@ -688,9 +684,9 @@ si_ret si_image_facts(const char *path, si_file_facts *facts, char **why)
     si_ret st = open_source(&s, path, why);
     if (st != SI_OK)
         return st;
-    facts->single_phase = si_elf_imports(&s.elf, "PyModule_Create2")
-                          || si_elf_imports(&s.elf, "PyModule_FromDefAndSpec2");
-    facts->single_phase = facts->single_phase && !si_elf_imports(&s.elf, "PyModuleDef_Init");
+    facts->single_phase = !si_elf_imports(&s.elf, "PyModuleDef_Init")
+                          && (si_elf_imports(&s.elf, "PyModule_Create2")
+                              || si_elf_imports(&s.elf, "PyModule_FromDefAndSpec2"));
     si_lock(&declared_mu);
     facts->declares = is_declared(&s.id);
     si_unlock(&declared_mu);

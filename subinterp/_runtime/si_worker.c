@@ -282,6 +282,12 @@ static void forget_function(si_worker *w, int i)
     }
 }
 
+static void forget_functions(si_worker *w)
+{
+    for (int i = 0; i < SI_FUNCTION_CACHE; i++)
+        forget_function(w, i);
+}
+
 static void forget_retired(si_worker *w)
 {
     for (int i = 0; i < SI_FUNCTION_CACHE; i++)
@@ -909,8 +915,7 @@ static bool end_interpreter(si_worker *w, bool recycle)
     uint32_t s = atomic_load(&w->state);
     while (s < SI_W_FINISHING && !atomic_compare_exchange_weak(&w->state, &s, SI_W_FINISHING))
         ;
-    for (int i = 0; i < SI_FUNCTION_CACHE; i++)
-        forget_function(w, i);
+    forget_functions(w);
     if (w->cx && w->cx->worker_module) {
         /* Joins the threads that tasks left behind: may take any time. */
         PyObject *r = PyObject_CallMethod(w->cx->worker_module, "finish", NULL);
@@ -1068,8 +1073,7 @@ static si_worker *leave_pool(si_worker *w)
     uint32_t s = SI_W_IDLE;
     bool good = atomic_compare_exchange_strong(&w->state, &s, SI_W_FINISHING);
     if (good) {
-        for (int i = 0; i < SI_FUNCTION_CACHE; i++)
-            forget_function(w, i);
+        forget_functions(w);
         good = reset_interpreter(w);
     }
     /* Until it is parked, exit waits for it, as for one that is being made. */
