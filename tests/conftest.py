@@ -97,6 +97,18 @@ def _started_helpers():
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _what_was_before_stays(_started_helpers):
+    """Spare the collections around each test what was there before the module.
+
+    That is pytest itself, all the tests, and packages: most of their time.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _none_parked(_started_helpers):
     """Start each module without interpreters that others have left to be reused."""
     import subinterp
