@@ -225,7 +225,14 @@ def test_one_that_aborts_in_init(tmp_path, find):
     extension(
         tmp_path,
         "aborts",
-        run='if (in_worker()) { fputs("the last words\\n", stderr); abort(); }',
+        # Only one of the two: the second would cut off what the first has to say.
+        code="#include <stdatomic.h>\nstatic atomic_flag said;",
+        run="""if (in_worker()) {
+                   if (atomic_flag_test_and_set(&said))
+                       pause();
+                   fputs("the last words\\n", stderr);
+                   abort();
+               }""",
     )
     result, status = find("aborts")
     assert (result.status, result.stage, result.signal) == ("crashes", "together", "SIGABRT")
