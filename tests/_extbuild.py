@@ -74,9 +74,6 @@ def build(
     Path
         The built file.
     """
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
     *folders, last = name.split(".")
     path = tmp_path.joinpath(*folders, last + (suffix or sysconfig.get_config_var("EXT_SUFFIX")))
     return _compile(
@@ -120,9 +117,6 @@ def build_library(
     Path
         The built file.
     """
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
     path = tmp_path / name
     include = f"-I{sysconfig.get_path('include')}"
     return _compile(
@@ -131,6 +125,9 @@ def build_library(
 
 
 def _compile(path: Path, source: str, libs: Sequence[str | Path], flags: Sequence[str]) -> Path:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
     path.parent.mkdir(parents=True, exist_ok=True)
     linked = []
     for lib in libs:

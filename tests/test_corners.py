@@ -513,15 +513,19 @@ def test_two_loops_receive_from_one_channel():
         asyncio.run(main())
 
     threads = [threading.Thread(target=loop) for _ in range(3)]
+    send_while_they_run(threads, send, 300)
+    assert sorted(seen) == list(range(300))
+
+
+def send_while_they_run(threads, send, count):
     for thread in threads:
         thread.start()
-    for n in range(300):
+    for n in range(count):
         send.send(n)
     send.close()
     for thread in threads:
         thread.join(LONG)
         assert not thread.is_alive()
-    assert sorted(seen) == list(range(300))
 
 
 def test_async_and_plain_receivers_together():
@@ -536,14 +540,7 @@ def test_async_and_plain_receivers_together():
         threading.Thread(target=lambda: asyncio.run(main())),
         threading.Thread(target=lambda: seen.extend(recv)),
     ]
-    for thread in threads:
-        thread.start()
-    for n in range(1000):
-        send.send(n)
-    send.close()
-    for thread in threads:
-        thread.join(LONG)
-        assert not thread.is_alive()
+    send_while_they_run(threads, send, 1000)
     assert sorted(seen) == list(range(1000))
 
 

@@ -335,12 +335,16 @@ static bool at_map_limit(void)
     return n + 32 > most;
 }
 
-/* Write the bytes to a file without a name and load it. NULL: errors are in
- * `text`. */
+/* Write the bytes to a file without a name, which was just made (or not: -1), and load
+ * it. NULL: errors are in `text`. */
 static void *load_from(int fd, const si_elf *elf, char *text, size_t size)
 {
     char path[PATH_MAX];
     void *handle = NULL;
+    if (fd < 0) {
+        snprintf(text, size, "no file can be made: %s", strerror(errno));
+        return NULL;
+    }
     if (!write_all(fd, elf->data, elf->size))
         snprintf(text, size, "it cannot be written: %s", strerror(errno));
     else if (access("/proc/self/fd", X_OK) != 0)
@@ -374,21 +378,12 @@ static const char *temporary_folder(void)
 
 static void *load_copy(const si_elf *elf, const char *name, char **why)
 {
-    char first[512] = "", second[512] = "";
-    void *handle = NULL;
+    char first[512], second[512];
     const char *folder = temporary_folder();
     int fd = open(folder, O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC, 0700);
-    if (fd >= 0)
-        handle = load_from(fd, elf, first, sizeof first);
-    else
-        snprintf(first, sizeof first, "no file can be made there: %s", strerror(errno));
-    if (handle)
-        return handle;
-    fd = memfd_create(name, MFD_CLOEXEC);
-    if (fd >= 0)
-        handle = load_from(fd, elf, second, sizeof second);
-    else
-        snprintf(second, sizeof second, "%s", strerror(errno));
+    void *handle = load_from(fd, elf, first, sizeof first);
+    if (!handle)
+        handle = load_from(memfd_create(name, MFD_CLOEXEC), elf, second, sizeof second);
     if (handle)
         return handle;
     if (strcmp(first, second) == 0)
