@@ -270,25 +270,32 @@ def test_shutdown_in_atexit():
     assert result.stdout == "shut down\n"
 
 
-def test_new_pool_in_atexit():
-    """Whether it works or is refused, it must not hang or crash."""
+@pytest.mark.parametrize("first", ["the function", "the pool"])
+def test_new_pool_in_atexit(first):
+    """What was registered first runs last: then workers have been seen to, and no more are made."""
     result = run_script(
-        """
+        f"""
         import atexit
         from subinterp import InterpreterPool
 
-        @atexit.register
         def last():
             try:
                 with InterpreterPool(1) as late:
                     print("result", late.submit(abs, -1).result(20))
             except RuntimeError as error:
-                print("refused", type(error).__name__)
+                print("refused:", error)
 
+        if {first!r} == "the function":
+            atexit.register(last)
         InterpreterPool(1).submit(abs, 1).result()
+        if {first!r} == "the pool":
+            atexit.register(last)
         """
-    ).check()
-    assert result.stdout.split()[0] in ("result", "refused")
+    ).clean()
+    if first == "the function":
+        assert "refused: the program is ending: no more workers can be started" in result.stdout
+    else:
+        assert result.stdout.split()[0].rstrip(":") in ("result", "refused")
 
 
 def test_result_in_a_thread_at_exit():

@@ -202,7 +202,8 @@ static void carry_out(si_pool *p, after_unlock *a)
 {
     if (a->wake)
         wake_worker(a->wake);
-    if (a->start && si_worker_start(a->start) != SI_OK) {
+    si_ret st = a->start ? si_worker_start(a->start) : SI_OK;
+    if (st != SI_OK) {
         si_lock(&p->mu);
         bool none = p->n_alive <= 1;
         p->n_starting--;
@@ -210,7 +211,11 @@ static void carry_out(si_pool *p, after_unlock *a)
         /* No replacement: that would fail as well, and be tried for ever. */
         worker_gone(p, a->start, false);
         si_worker_release(a->start);
-        if (none)
+        if (none && st == SI_SHUTDOWN) {
+            (void)si_pool_tell_broken(p);   /* nothing went wrong: who submitted is told */
+            si_pool_break(p, "the program is ending: no more workers can be started");
+        }
+        else if (none)
             si_pool_break(p, "no thread could be started for a worker (out of memory or of threads)");
         si_pool_release(p);
     }

@@ -174,6 +174,7 @@ bool si_pool_is_over(si_pool *p, si_worker *w);
 void si_pool_worker_gone(si_pool *p, si_worker *w);
 /* Nobody left this worker behind: it may go on. */
 bool si_pool_counts(si_pool *p, si_worker *w);
+/* SI_OK; SI_NOMEM; SI_SHUTDOWN: the process exits. */
 si_ret si_worker_start(si_worker *w);
 void si_worker_release(si_worker *w);
 

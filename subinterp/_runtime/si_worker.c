@@ -25,9 +25,10 @@
 
 si_hooks si_python;
 
-/* Guards: the list of live workers, parked ones included. */
+/* Guards: the list of live workers, parked ones included; and whether there may be more. */
 static si_mutex workers_mu;
 static si_worker *workers;
+static bool exiting;
 
 static __thread si_worker *this_worker;
 
@@ -997,11 +998,18 @@ void si_workers_after_fork(void)
     atomic_store(&workers_mu.word, 0);
     atomic_store(&exec_mu.word, 0);
     workers = NULL;
+    exiting = false;
 }
 
-static void enlist(si_worker *w)
+/* False: exit has begun, and would not see to another interpreter. */
+static bool enlist(si_worker *w)
 {
     si_lock(&workers_mu);
+    /* A parked one's interpreter exists already. */
+    if (exiting && w->pool) {
+        si_unlock(&workers_mu);
+        return false;
+    }
     w->all_prev = NULL;
     w->all_next = workers;
     if (workers)
@@ -1012,6 +1020,7 @@ static void enlist(si_worker *w)
         SI_COUNT(workers, 1);
     else
         SI_COUNT(parked, 1);
+    return true;
 }
 
 static void unlist(si_worker *w)
@@ -1210,7 +1219,8 @@ static void *worker_main(void *arg)
 
 si_ret si_worker_start(si_worker *w)
 {
-    enlist(w);
+    if (!enlist(w))
+        return SI_SHUTDOWN;
     if (si_park_take(w))
         return SI_OK;
     pthread_attr_t attr;
@@ -1283,6 +1293,9 @@ static bool any_live(bool ending_only)
 
 void si_exit_abandon(int64_t grace_ns)
 {
+    si_lock(&workers_mu);
+    exiting = true;
+    si_unlock(&workers_mu);
     si_park_close();
     int64_t until = si_now() + grace_ns;
     while (any_live(false) && si_now() < until)
