@@ -11,7 +11,7 @@ RUNTIME = ROOT / "subinterp" / "_runtime"
 # What is never reached by two interpreters: values on a stack, and layouts of CPython's.
 PRIVATE = {"si_encoder", "si_reader", "si_debug_offsets", "si_hooks", "si_live_counts", "si_spin"}
 PRIVATE |= {"si_mutex", "after_unlock", "wake_up", "chunk_results"}
-PRIVATE |= {"si_elf", "si_file_facts", "source", "chain", "patch", "file_id", "redirected"}
+PRIVATE |= {"si_elf", "si_file_facts", "source", "chain", "patch", "file_id", "redirected", "piece"}
 
 
 def without_comments(text):
@@ -54,7 +54,7 @@ def statics():
         found += re.findall(
             r"^(?: *static(?! inline| const \w+(?: \w+)* (?:\*const )?\w+\[)|_Atomic|int|si_\w+)"
             r" [^(){}\n]*?"
-            r"(\w+)(?:\[\])?(?: = [^\n]*)?;$",
+            r"(\w+)(?:\[\w*\])?(?: = [^\n]*)?; *$",
             text,
             flags=re.MULTILINE,
         )

@@ -1636,6 +1636,52 @@ def test_many_pools_at_once():
             pool.shutdown()
 
 
+def test_memory_of_large_messages_is_used_again_and_given_back():
+    """Of the peak only what may wait is left while the pool is there, and nothing after it."""
+    run_script(
+        """
+        from subinterp import InterpreterPool
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096
+
+        def total(view):
+            return sum(view[::1 << 20])
+
+        each = 16 << 20
+        data = memoryview(b"\\1" * each)  # passed on in a block of its own
+        with InterpreterPool(1) as pool:
+            assert pool.submit(total, data).result() == 16
+            before = resident()
+            futures = [pool.submit(total, data) for _ in range(40)]
+            assert [future.result() for future in futures] == [16] * 40
+            del futures
+            waiting = resident() - before
+            assert waiting <= 20 * each, waiting
+        left = resident() - before
+        assert left < 4 * each, left
+        """
+    ).clean()
+
+
+def test_memory_that_is_used_again_belongs_to_one():
+    """What is held keeps its content, whatever passes meanwhile."""
+    size = 3 << 20
+
+    def filled(n):
+        return memoryview(bytes([n]) * (size + n))
+
+    with subinterp.InterpreterPool(2) as pool:
+        held = []
+        for n in range(60):
+            view = pool.submit(filled, n).result(60)
+            if n % 3 == 0:
+                held.append((n, view))
+        for n, view in held:
+            assert view == bytes([n]) * (size + n), n
+
+
 def test_memory_does_not_grow_with_tasks():
     """A leak of even ten bytes a task shows."""
     result = run_script(

@@ -2,6 +2,7 @@
 #include "si_message.h"
 #include "si_channel.h"
 #include "si_pool.h"
+#include "si_spare.h"
 
 #include <sys/mman.h>
 
@@ -57,19 +58,18 @@ si_block *si_block_new(size_t size)
     atomic_init(&b->refs, 1);
     b->readonly = false;
     b->size = size;
-    b->data = malloc(size ? size : 1);
+    b->data = si_spare_alloc(size, &b->capacity);
     if (!b->data) {
         free(b);
         return NULL;
     }
-    si_expect_large(b->data, size);
     return b;
 }
 
 void si_block_release(si_block *b)
 {
     if (atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) == 1) {
-        free(b->data);
+        si_spare_free(b->data, b->capacity);
         free(b);
     }
 }
@@ -154,6 +154,7 @@ void si_shared_release(si_shared *s)
 void si_message_after_fork(void)
 {
     atomic_store(&registry_mu.word, 0);
+    si_spare_after_fork();
 }
 
 bool si_msg_grow(si_msg *m, size_t extra)

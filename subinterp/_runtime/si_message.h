@@ -27,6 +27,7 @@ typedef struct {
     _Atomic int refs;
     bool readonly;
     size_t size;
+    size_t capacity;    /* of the memory, for si_spare_free */
     char *data;
 } si_block;
 

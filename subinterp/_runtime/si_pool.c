@@ -1,4 +1,5 @@
 #include "si_pool.h"
+#include "si_spare.h"
 
 /* A worker whose interpreter's end hangs (a thread that a task left behind)
  * is given this long before it is left where it is. */
@@ -41,6 +42,7 @@ si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, co
     pools = p;
     si_unlock(&pools_mu);
     SI_COUNT(pools, 1);
+    si_spare_begin();
     return p;
 }
 
@@ -104,8 +106,11 @@ void si_pool_release(si_pool *p)
     si_unlock(&pools_mu);
     if (!p->closing)
         SI_COUNT(pools, -1);
-    if (p->generation == si_generation())
+    if (p->generation == si_generation()) {
+        if (!p->closing)
+            si_spare_end();
         pool_free(p);
+    }
     /* else: the parent's threads may have left it half changed; leave it */
 }
 
@@ -522,7 +527,8 @@ void si_pool_close(si_pool *p, bool cancel, bool give_up)
         return;
     si_node *dropped = NULL;
     si_lock(&p->mu);
-    if (!p->closing)
+    bool first = !p->closing;
+    if (first)
         SI_COUNT(pools, -1);
     p->closing = true;
     if (give_up)
@@ -538,6 +544,8 @@ void si_pool_close(si_pool *p, bool cancel, bool give_up)
         dropped = dropped->next;
         finish_unrun(t, SI_CANCELLED, NULL);
     }
+    if (first)
+        si_spare_end();
 }
 
 bool si_pool_is_broken(si_pool *p)
