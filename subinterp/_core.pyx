@@ -1994,6 +1994,7 @@ cdef class MapIterator:
     cdef Py_ssize_t buffersize  # 0: chosen
     cdef Py_ssize_t length      # of the input if known, else -1
     cdef Py_ssize_t n_read
+    cdef Py_ssize_t pickled_items   # how many a pickled chunk may hold: their size shows afterwards
     cdef bint star, unordered, exhausted, closed, started, learned
     cdef bint busy              # a thread is in __next__
     cdef bint reading           # ... and reads the input
@@ -2042,6 +2043,7 @@ cdef class MapIterator:
         self.fn = fn
         self.deadline = _deadline(timeout)
         self.chunksize = chunksize or 0
+        self.pickled_items = 1
         self.buffersize = buffersize or 0
         self.star = star
         self.unordered = unordered
@@ -2140,7 +2142,8 @@ cdef class MapIterator:
         cdef Py_ssize_t chunks
         if self.buffersize:
             return self.items_in_flight < self.buffersize
-        if self.bytes_in_flight >= FLIGHT_BYTES and self.ring_len > 1:
+        # Large or not: one for each worker, and one that is ready.
+        if self.bytes_in_flight >= FLIGHT_BYTES and self.ring_len > self.owner.pool.max_workers:
             return False
         chunks = 2 * self.owner.pool.max_workers + 2
         return self.ring_len < chunks or self.items_in_flight < FLIGHT_ITEMS
@@ -2165,7 +2168,6 @@ cdef class MapIterator:
         """Read up to `wanted` items and push them as one task."""
         cdef si_task *t = si_task_new()
         cdef si_ret st
-        cdef size_t weight
         if t == NULL:
             raise MemoryError
         try:
@@ -2186,7 +2188,7 @@ cdef class MapIterator:
         if t.n_items == 0:
             si_task_free(t)
             return 0
-        weight = si_msg_weight(&t.msg)
+        t.weight = si_msg_weight(&t.msg)
         if self.unordered:
             si_task_observe(t, self.cq)
         si_store_refs(t, 2)
@@ -2199,14 +2201,14 @@ cdef class MapIterator:
             self.exhausted = True
             self.owner._refused(st)
         self.items_in_flight += t.n_items
-        self.bytes_in_flight += weight
+        self.bytes_in_flight += t.weight
         return 0
 
     cdef int _read_items(self, si_task *t, Py_ssize_t wanted) except -1:
         """Encode items into the task's message: fast while that does."""
         cdef si_encoder e
         cdef si_ret st = SI_OK
-        cdef Py_ssize_t i, arity = len(self.inputs), n = 0
+        cdef Py_ssize_t i, one, arity = len(self.inputs), n = 0
         cdef PyObject *item
         cdef PyObject *only = NULL
         cdef size_t before
@@ -2264,6 +2266,8 @@ cdef class MapIterator:
             break
         if slow is not None:
             si_msg_clear(&t.msg)
+            if not self.chunksize:
+                wanted = min(wanted, self.pickled_items)
             while n < wanted:
                 value = self._next_item()
                 if value is None:
@@ -2274,6 +2278,8 @@ cdef class MapIterator:
                 if n >= CHUNK_ITEMS:
                     break
             self._encode_slow(t, slow)
+            one = <Py_ssize_t>si_msg_weight(&t.msg) // n + 1
+            self.pickled_items = max(min(8 * n, CHUNK_BYTES // one), 1)
         t.n_items = <uint32_t>n
         self.n_read += n
         return 0
@@ -2461,12 +2467,11 @@ cdef class MapIterator:
                 raise TimeoutError
             self._pop_ring()
         self.items_in_flight -= t.n_items
-        self.bytes_in_flight = 0 if self.ring_len == 0 else self.bytes_in_flight
+        self.bytes_in_flight -= t.weight
         self._learn(t)
         _drain_output(self.owner.pool)
         word = si_task_word(t) & SI_STATE_MASK
         if word == SI_DONE:
-            self.bytes_in_flight -= min(self.bytes_in_flight, si_msg_weight(&t.msg))
             self.current = t
             self.left = t.n_items
             si_reader_init(&self.reader, &t.msg)

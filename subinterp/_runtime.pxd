@@ -146,6 +146,7 @@ cdef extern from "si_task.h" nogil:
         si_function *function
         PyObject *observer
         int64_t run_ns
+        size_t weight
         si_msg msg
     si_task *si_task_new()
     void si_task_free(si_task *t)

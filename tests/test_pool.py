@@ -586,6 +586,32 @@ def test_map_buffersize_and_chunksize(pool, buffersize, chunksize):
 
 
 @pytest.mark.parametrize("method", ["map", "imap_unordered"])
+@pytest.mark.parametrize("megabytes", [10, 100])
+def test_large_items_are_taken_ahead_in_bounds(pool, method, megabytes):
+    """All the time one more than there are workers, but not much more than 64 MB."""
+    read = taken = 0
+    item = memoryview(bytes(megabytes << 20))
+
+    def items():
+        nonlocal read
+        for _ in range(16):
+            read += 1
+            yield item
+
+    ahead = []
+    for n in getattr(pool, method)(
+        len, items()
+    ):  # which takes no time: chunks of many, were they small
+        assert n == megabytes << 20
+        taken += 1
+        ahead.append(read - taken)
+    assert taken == 16
+    # The one that was taken last, then those in flight; at the end there are no more.
+    assert min(ahead[:13]) >= 2, ahead
+    assert max(ahead) <= max(64 // megabytes + 1, 3), ahead
+
+
+@pytest.mark.parametrize("method", ["map", "imap_unordered"])
 def test_infinite_input_is_taken_in_bounds(pool, method):
     """A consumer that stops taking results stops the input."""
     taken = 0

@@ -90,6 +90,7 @@ typedef struct si_task {
     struct si_cq *cq;       /* where to post; set before OBSERVED is, one reference */
     PyObject *observer;     /* the future; owned by the observing interpreter's lock */
     int64_t run_ns;         /* time the call took; written by the worker */
+    size_t weight;          /* SI_CHUNK: bytes of the arguments; its map's, nobody else looks */
     si_msg msg;
 } si_task;
 
