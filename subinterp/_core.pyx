@@ -1971,7 +1971,7 @@ cdef enum:
     CHUNK_NS = 1500000
     CHUNK_ITEMS = 32768
     CHUNK_BYTES = 1 << 20
-    FLIGHT_BYTES = 64 << 20
+    FLIGHT_BYTES = 32 << 20
     FLIGHT_ITEMS = 256      # single items in flight while their cost is unknown
     REST_ITEMS = 10000000   # input that a pool still takes at its end
     FIRST_LOOK_NS = 200000  # how long map() itself waits to learn the cost

@@ -588,7 +588,7 @@ def test_map_buffersize_and_chunksize(pool, buffersize, chunksize):
 @pytest.mark.parametrize("method", ["map", "imap_unordered"])
 @pytest.mark.parametrize("megabytes", [10, 100])
 def test_large_items_are_taken_ahead_in_bounds(pool, method, megabytes):
-    """All the time one more than there are workers, but not much more than 64 MB."""
+    """All the time one more than there are workers, but not much more than 32 MB."""
     read = taken = 0
     item = memoryview(bytes(megabytes << 20))
 
@@ -608,7 +608,7 @@ def test_large_items_are_taken_ahead_in_bounds(pool, method, megabytes):
     assert taken == 16
     # The one that was taken last, then those in flight; at the end there are no more.
     assert min(ahead[:13]) >= 2, ahead
-    assert max(ahead) <= max(64 // megabytes + 1, 3), ahead
+    assert max(ahead) <= max(32 // megabytes + 1, 3), ahead
 
 
 @pytest.mark.parametrize("method", ["map", "imap_unordered"])
