@@ -435,4 +435,4 @@ def is_shareable(obj: object) -> bool:
         return True
     if type(obj) is tuple:
         return all(is_shareable(item) for item in obj)
-    return isinstance(obj, (memoryview, _core.ChannelEnd, _core.SharedMemory))
+    return isinstance(obj, (memoryview, _core.ChannelEnd, _core.SharedMemory, _core.SyncCore))

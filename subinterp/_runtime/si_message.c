@@ -2,6 +2,7 @@
 #include "si_message.h"
 #include "si_channel.h"
 #include "si_pool.h"
+#include "si_sync.h"
 
 #include <sys/mman.h>
 
@@ -216,6 +217,9 @@ void si_part_drop(si_part *part)
         break;
     case SI_PART_POOL:
         si_pool_release(part->ptr);
+        break;
+    case SI_PART_SYNC:
+        si_sync_release(part->ptr);
         break;
     case SI_PART_MSG:
         si_msg_clear(part->ptr);
