@@ -3565,17 +3565,18 @@ cdef class SemaphoreCore(SyncCore):
 
     cdef int _acquire(self, bint blocking, timeout) except -1:
         cdef si_ret st
+        cdef int64_t deadline = SI_FOREVER
         self._need_made()
         if timeout is not None:
             if not blocking:
                 raise ValueError("can't specify timeout for non-blocking acquire")
-            check_timeout(timeout)
+            deadline = _deadline(check_timeout(timeout))
         st = si_sync_take(self.s, self.cx)
         if st == SI_OK:
             return 1
         if st != SI_EMPTY:
             self._check(st)
-        return self._wait(_deadline(timeout)) if blocking else 0
+        return self._wait(deadline) if blocking else 0
 
     def acquire(self, *args, **kwargs):
         """Take a permit: ``acquire(blocking=True, timeout=None)``.
@@ -3914,15 +3915,20 @@ cdef class CounterCore(SyncCore):
             self._check(SI_FORKED)
         return 0
 
-    cdef object _add(self, int64_t amount, bint minus):
+    cdef object _add(self, tuple args, bint minus):
+        cdef int64_t amount = 1
         cdef int64_t total = 0
+        if PyTuple_GET_SIZE(args):
+            if PyTuple_GET_SIZE(args) > 1:
+                raise TypeError(f"{'sub' if minus else 'add'}() takes one number, not {len(args)}")
+            amount = _int64(<object>PyTuple_GET_ITEM(args, 0), "n")
         self._need_own()
         if not si_counter_add(self.s, amount, minus, &total):
             raise OverflowError("the counter would not fit into 64 bits, with a sign; it was not changed")
         return total
 
-    def add(self, int64_t n=1, /):
-        """Add to the counter.
+    def add(self, *args):
+        """Add to the counter: ``add(n=1)``, without the name.
 
         Parameters
         ----------
@@ -3947,11 +3953,11 @@ cdef class CounterCore(SyncCore):
         -----
         Does not block: one atomic operation, whoever else changes it.
         """
-        return self._add(n, False)
+        return self._add(args, False)
 
-    def sub(self, int64_t n=1, /):
-        """Subtract from the counter; the rest is as for `add`."""
-        return self._add(n, True)
+    def sub(self, *args):
+        """Subtract from the counter: ``sub(n=1)``; the rest is as for `add`."""
+        return self._add(args, True)
 
     def get(self):
         """Return the value at this moment."""

@@ -36,20 +36,9 @@ si_sync *si_sync_new(si_sync_kind kind, int64_t value, int64_t limit, int64_t ti
     return s;
 }
 
-void si_sync_release(si_sync *s)
+/* syncs_mu is held, and released; the memory is freed, for nobody has it. */
+static void free_sync(si_sync *s)
 {
-    int refs = atomic_load_explicit(&s->refs, memory_order_relaxed);
-    while (refs > 1) {
-        if (atomic_compare_exchange_weak_explicit(&s->refs, &refs, refs - 1,
-                memory_order_acq_rel, memory_order_relaxed))
-            return;
-    }
-    /* The last one goes under the lock, so that no look-up revives it. */
-    si_lock(&syncs_mu);
-    if (atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1) {
-        si_unlock(&syncs_mu);
-        return;
-    }
     if (s->all_prev)
         s->all_prev->all_next = s->all_next;
     else if (syncs == s)
@@ -66,6 +55,40 @@ void si_sync_release(si_sync *s)
         free(action);
     }
     free(s);
+}
+
+void si_sync_release(si_sync *s)
+{
+    int refs = atomic_load_explicit(&s->refs, memory_order_relaxed);
+    while (refs > 1) {
+        if (atomic_compare_exchange_weak_explicit(&s->refs, &refs, refs - 1,
+                memory_order_acq_rel, memory_order_relaxed))
+            return;
+    }
+    /* The last one goes under the lock, so that no look-up revives it. */
+    si_lock(&syncs_mu);
+    if (atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1) {
+        si_unlock(&syncs_mu);
+        return;
+    }
+    free_sync(s);
+}
+
+static bool is_last(si_sync *s)
+{
+    return atomic_load_explicit(&s->refs, memory_order_acquire) == 1;
+}
+
+/* Give up a reference if it is the last one; else keep it. */
+static bool release_last(si_sync *s)
+{
+    si_lock(&syncs_mu);
+    if (!is_last(s)) {
+        si_unlock(&syncs_mu);
+        return false;
+    }
+    free_sync(s);
+    return true;
 }
 
 si_sync *si_sync_find(uint64_t id)
@@ -128,22 +151,54 @@ static void unlist_handle(si_sync_handle **list, si_sync_handle *h)
         h->next->prev = h->prev;
 }
 
-/* Forget orphans of what is not held any more. */
+/* A handle that is in no list: free it, or keep it as an orphan if it may be all
+ * that tells whose the lock is. */
+static void settle(si_context *cx, si_sync_handle *h)
+{
+    /* Held, but nobody is left to wait for it. */
+    if (held_by(h->sync, cx) && release_last(h->sync)) {
+        free(h);
+        return;
+    }
+    bool keep = false;
+    si_lock(&cx->mu);
+    if (held_by(h->sync, cx)) {
+        si_sync_handle *o = cx->orphans;
+        while (o && o->sync != h->sync)
+            o = o->next;
+        keep = !o;
+    }
+    if (keep) {
+        h->prev = NULL;
+        h->next = cx->orphans;
+        if (cx->orphans)
+            cx->orphans->prev = h;
+        cx->orphans = h;
+    }
+    si_unlock(&cx->mu);
+    if (!keep) {
+        si_sync_release(h->sync);
+        free(h);
+    }
+    else if (atomic_load(&cx->ended))
+        /* Whoever ended it may have looked while this was in no list. */
+        si_sync_context_end(cx);
+}
+
+/* Forget orphans of what is not held any more, or what nobody else knows. */
 static void sweep(si_context *cx)
 {
     si_sync_handle *h;
     do {
         si_lock(&cx->mu);
         h = cx->orphans;
-        while (h && held_by(h->sync, cx))
+        while (h && held_by(h->sync, cx) && !is_last(h->sync))
             h = h->next;
         if (h)
             unlist_handle(&cx->orphans, h);
         si_unlock(&cx->mu);
-        if (h) {
-            si_sync_release(h->sync);
-            free(h);
-        }
+        if (h)
+            settle(cx, h);
     } while (h);
 }
 
@@ -156,25 +211,8 @@ void si_sync_handle_drop(si_context *cx, si_sync_handle *h)
     }
     si_lock(&cx->mu);
     unlist_handle(&cx->syncs, h);
-    if (held_by(h->sync, cx)) {
-        /* Held, and this may be all that tells whose it is: keep one. */
-        si_sync_handle *o = cx->orphans;
-        while (o && o->sync != h->sync)
-            o = o->next;
-        if (!o) {
-            h->prev = NULL;
-            h->next = cx->orphans;
-            if (cx->orphans)
-                cx->orphans->prev = h;
-            cx->orphans = h;
-            h = NULL;
-        }
-    }
     si_unlock(&cx->mu);
-    if (h) {
-        si_sync_release(h->sync);
-        free(h);
-    }
+    settle(cx, h);
     sweep(cx);
 }
 

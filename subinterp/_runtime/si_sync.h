@@ -92,8 +92,9 @@ typedef struct si_sync {
 } si_sync;
 
 /* One Python object's place in the ledger of its context. It stays there as an
- * orphan if the object goes while its interpreter holds the lock. prev, next:
- * guarded by the context's mu. sync: constant, one memory reference. */
+ * orphan if the object goes while its interpreter holds the lock and others know
+ * it. prev, next: guarded by the context's mu. sync: constant, one memory
+ * reference. */
 typedef struct si_sync_handle {
     struct si_sync_handle *prev, *next;
     si_sync *sync;
