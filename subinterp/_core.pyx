@@ -3277,9 +3277,15 @@ cdef class SyncCore:
             raise TypeError(f"this {type(self).__name__} was not initialised: call super().__init__()")
         return 0
 
+    # No method is overridden by a subclass: when an interpreter loads the module,
+    # the table of methods is for an instant the one of the base class.
+
     cdef int _prepare(self) except -1:
         """Before it is sent."""
-        return self._need_made()
+        self._need_made()
+        if self.s.kind == SI_SYNC_BARRIER:
+            (<BarrierCore>self)._encode_action()
+        return 0
 
     cdef int _check(self, si_ret st) except -1:
         """As _check, in the words of this primitive."""
@@ -3287,6 +3293,10 @@ cdef class SyncCore:
             return 0
         errors = _errors()
         name = type(self).__name__
+        if st == SI_BROKEN and self.s.kind == SI_SYNC_BARRIER:
+            raise errors.BrokenBarrierError(
+                f"the {name} is broken: somebody's time ran out, it was aborted or reset, or its action failed"
+            )
         if st == SI_FORKED:
             raise errors.SyncError(
                 f"the {name} belongs to the parent of this forked process; make a new one here"
@@ -3759,10 +3769,9 @@ cdef class BarrierCore(SyncCore):
             self.action = si_value_decode(self.cx, si_barrier_action(self.s), True)
         return self.action
 
-    cdef int _prepare(self) except -1:
+    cdef int _encode_action(self) except -1:
         """The action travels with the barrier, encoded once."""
         cdef si_msg *m
-        self._need_made()
         if self.action is None or si_barrier_action(self.s) != NULL:
             return 0
         m = <si_msg *>malloc(sizeof(si_msg))
@@ -3779,13 +3788,6 @@ cdef class BarrierCore(SyncCore):
             si_msg_clear(m)
             free(m)
         return 0
-
-    cdef int _check(self, si_ret st) except -1:
-        if st == SI_BROKEN:
-            raise _errors().BrokenBarrierError(
-                "the barrier is broken: somebody's time ran out, or it was aborted or reset, or its action failed"
-            )
-        return SyncCore._check(self, st)
 
     def wait(self, timeout=None):
         """Wait until all parties have come.

@@ -95,7 +95,7 @@ def syncs():
     return live_objects()["syncs"]
 
 
-# Lock and RLock in threads of one interpreter --------------------------------------------------
+# Lock and RLock in threads of one interpreter ---------------------------------------------------
 
 
 def test_families_of_the_exceptions():
@@ -283,10 +283,9 @@ def test_condition_of_the_standard_library():
             with condition:
                 return condition.wait_for(lambda: ready, timeout=LONG)
 
-        with in_thread(wait) as outcome:
-            with condition:
-                ready.append(1)
-                condition.notify_all()
+        with in_thread(wait) as outcome, condition:
+            ready.append(1)
+            condition.notify_all()
         assert outcome == [[1]]
 
 
@@ -307,7 +306,7 @@ def test_condition_gives_a_nested_rlock_up():
         lock._release_save()
 
 
-# Who waits is served ------------------------------------------------------------------------------
+# Who waits is served ----------------------------------------------------------------------------
 
 
 def test_a_greedy_thread_does_not_keep_others_out():
@@ -378,7 +377,7 @@ def test_semaphore_serves_those_who_wait_long_first():
     assert order == list(range(20))
 
 
-# Semaphores ---------------------------------------------------------------------------------------
+# Semaphores -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [Semaphore, BoundedSemaphore])
@@ -478,7 +477,7 @@ def test_semaphore_that_would_be_too_large():
         semaphore.release(2**61 - 1)
 
 
-# Events -------------------------------------------------------------------------------------------
+# Events -----------------------------------------------------------------------------------------
 
 
 def test_event():
@@ -538,7 +537,7 @@ def test_event_that_is_cleared_at_once_reaches_the_main_thread():
         assert done.wait(LONG)
 
 
-# Barriers -----------------------------------------------------------------------------------------
+# Barriers ---------------------------------------------------------------------------------------
 
 
 def test_barrier():
@@ -696,7 +695,7 @@ def test_abort_from_the_action():
     assert all(isinstance(outcome, BrokenBarrierError) for outcome in outcomes)
 
 
-# Counters -----------------------------------------------------------------------------------------
+# Counters ---------------------------------------------------------------------------------------
 
 
 def test_counter():
@@ -749,7 +748,7 @@ def test_wrong_arguments_of_counters():
     assert counter.get() == 0
 
 
-# Objects ------------------------------------------------------------------------------------------
+# Objects ----------------------------------------------------------------------------------------
 
 
 def test_reprs():
@@ -850,7 +849,7 @@ def test_lock_that_is_dropped_while_it_is_held(make):
     assert syncs() == before
 
 
-# Across interpreters ------------------------------------------------------------------------------
+# Across interpreters ----------------------------------------------------------------------------
 
 
 def test_everything_travels(pool1, anything):
@@ -1131,7 +1130,7 @@ def test_in_a_standard_interpreter():
         lock.acquire()
 
 
-# Broken locks -------------------------------------------------------------------------------------
+# Broken locks -----------------------------------------------------------------------------------
 
 
 def check_broken(lock):
@@ -1388,7 +1387,7 @@ def test_process_ends_while_locks_are_held_and_waited_for():
     ).clean()
 
 
-# Interruptions --------------------------------------------------------------------------------------
+# Interruptions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1528,13 +1527,13 @@ def test_asynchronous_exception(kind):
     assert lock.acquire(False)
 
 
-# Fork -----------------------------------------------------------------------------------------------
+# Fork -------------------------------------------------------------------------------------------
 
 
 def test_fork():
     result = run_script(
         """
-        import os, signal, threading, time, traceback, warnings
+        import faulthandler, os, signal, threading, time, traceback, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
         from subinterp import *
         from _locks import hold
@@ -1556,7 +1555,7 @@ def test_fork():
         started = Event()
         future = pool.submit(hold, Lock(), started, stop)
         assert started.wait(60)
-        thread = threading.Thread(target=busy)
+        thread = threading.Thread(target=busy, daemon=True)
         thread.start()
 
         def child():
@@ -1593,6 +1592,7 @@ def test_fork():
                 code = 1
                 try:
                     signal.alarm(40)
+                    faulthandler.dump_traceback_later(30)
                     child()
                     del lock, rlock, held, semaphore, event, barrier, counter, bounded
                     code = 0
@@ -1612,7 +1612,7 @@ def test_fork():
     assert result.clean().stdout == "parent goes on\n"
 
 
-# Stress -----------------------------------------------------------------------------------------------
+# Stress -----------------------------------------------------------------------------------------
 
 
 def scaled(number, least=1):
@@ -1679,17 +1679,15 @@ def test_stress_holders_that_end():
     rng = random.Random(int(os.environ.get("SUBINTERP_STRESS_SEED", "0")) or None)
     for _ in range(scaled(60, 3)):
         lock = Lock()
-        with contextlib.ExitStack() as stack:
-            with InterpreterPool(2) as pool:
-                for _ in range(2):
-                    pool.submit(_locks.take_and_give, lock, rng.randrange(2000))
-                outcomes = [
-                    stack.enter_context(in_thread(_locks.take_and_give, lock, 2000))
-                    for _ in range(2)
-                ]
-                keeper = pool.submit(_locks.hold, lock)
-                time.sleep(rng.random() * 0.01)
-                keeper.result(LONG)
-            # The pool has ended: with it, whoever held the lock for good.
+        with contextlib.ExitStack() as stack, InterpreterPool(2) as pool:
+            for _ in range(2):
+                pool.submit(_locks.take_and_give, lock, rng.randrange(2000))
+            outcomes = [
+                stack.enter_context(in_thread(_locks.take_and_give, lock, 2000)) for _ in range(2)
+            ]
+            keeper = pool.submit(_locks.hold, lock)
+            time.sleep(rng.random() * 0.01)
+            keeper.result(LONG)
+        # The pool ended first, and with it the interpreter that kept the lock.
         assert all(isinstance(o[0], BrokenLockError) or o == [None] for o in outcomes)
         check_broken(lock)
