@@ -1387,6 +1387,37 @@ def test_process_ends_while_locks_are_held_and_waited_for():
     ).clean()
 
 
+def test_exit_breaks_the_locks_of_workers_that_run_on():
+    """What runs at exit after they were stopped does not wait for them."""
+    result = run_script(
+        """
+        import atexit
+
+        def at_the_very_end():
+            try:
+                lock.acquire()
+            except BrokenLockError:
+                print("broken")
+
+        atexit.register(at_the_very_end)
+        from subinterp import BrokenLockError, Event, InterpreterPool, Lock
+
+        def hold_and_run_on(lock, held):
+            with lock:
+                held.set()
+                while True:
+                    pass
+
+        lock, held = Lock(), Event()
+        pool = InterpreterPool(1)
+        pool.submit(hold_and_run_on, lock, held)
+        assert held.wait(60)
+        pool.shutdown(wait=False, cancel_futures=True)
+        """
+    )
+    assert result.clean().stdout == "broken\n"
+
+
 # Interruptions ----------------------------------------------------------------------------------
 
 
