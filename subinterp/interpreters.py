@@ -418,8 +418,8 @@ def is_shareable(obj: object) -> bool:
     """Return True if an object reaches other interpreters without pickling.
 
     That is None, bool, int, float, complex, str, bytes, tuples of these,
-    memoryview, SharedBuffer and channel ends. Anything else that pickle or
-    cloudpickle takes can be sent as well, as a copy.
+    memoryview, SharedBuffer, channel ends, and locks and the like. Anything
+    else that pickle or cloudpickle takes can be sent as well, as a copy.
 
     Parameters
     ----------
