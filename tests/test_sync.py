@@ -358,6 +358,25 @@ def test_those_who_wait_long_are_served_in_turn():
     assert order == list(range(8))
 
 
+@pytest.mark.parametrize("make", LOCKS)
+def test_lock_is_given_to_one_that_waits_long(make):
+    """Whoever releases it cannot take it again before that one had it."""
+    lock, let_go = make(), threading.Event()
+
+    def take():
+        with lock:
+            assert let_go.wait(LONG)
+
+    lock.acquire()
+    with in_thread(take) as outcome:
+        # It has left its spin behind, and is listed.
+        time.sleep(0.2)
+        lock.release()
+        assert not lock.acquire(False)
+        let_go.set()
+    assert outcome == [None]
+
+
 def test_semaphore_serves_those_who_wait_long_first():
     semaphore, order = Semaphore(0), []
 
