@@ -90,3 +90,52 @@ def peer(inbox, outbox):
             for _ in range(message):
                 receive()
         send(message)
+
+
+_given = None
+
+
+def give(*things):
+    """Keep what the worker shares with others: see `bench.bench_sync.Guards.things`."""
+    global _given
+    _given = things
+
+
+def take_own_lock(worker, count):
+    """Take a lock that nobody else wants, and give it back; return how long it took."""
+    start, _, locks, _ = _given
+    return _take(start, locks[worker], count)
+
+
+def take_common_lock(worker, count):
+    """Take a lock that all workers want, and give it back; return how long it took."""
+    start, lock, _, _ = _given
+    return _take(start, lock, count)
+
+
+def _take(start, lock, count):
+    start.wait()
+    begun = time.perf_counter()
+    for _ in range(count):
+        with lock:
+            pass
+    return time.perf_counter() - begun
+
+
+def count(worker, count):
+    """Count with a counter that all workers share; return how long it took."""
+    start, lock, _, counter = _given
+    start.wait()
+    begun = time.perf_counter()
+    if hasattr(counter, "add"):
+        for _ in range(count):
+            counter.add()
+    elif hasattr(counter, "value"):
+        for _ in range(count):
+            with lock:
+                counter.value += 1
+    else:
+        for _ in range(count):
+            with lock:
+                counter[0] += 1
+    return time.perf_counter() - begun

@@ -36,6 +36,13 @@ _HOMES = {
     "SendChannel": "channels",
     "SharedBuffer": "buffers",
     "share": "buffers",
+    "Lock": "sync",
+    "RLock": "sync",
+    "Event": "sync",
+    "Semaphore": "sync",
+    "BoundedSemaphore": "sync",
+    "Barrier": "sync",
+    "Counter": "sync",
     "set_parked_limit": "_core",
     "set_spin_time": "_core",
     "SubinterpError": "errors",
@@ -51,16 +58,21 @@ _HOMES = {
     "ChannelTimeout": "errors",
     "SendTimeout": "errors",
     "RecvTimeout": "errors",
+    "SyncError": "errors",
+    "BrokenLockError": "errors",
+    "BrokenBarrierError": "errors",
 }
-_MODULES = ("interpreters", "pool", "channels", "buffers", "errors")
+_MODULES = ("interpreters", "pool", "channels", "buffers", "sync", "errors")
 
 if TYPE_CHECKING:
-    from subinterp import buffers, channels, errors, interpreters, pool
+    from subinterp import buffers, channels, errors, interpreters, pool, sync
     from subinterp._core import set_parked_limit, set_spin_time
     from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
     from subinterp.errors import (
+        BrokenBarrierError,
         BrokenInterpreterPool,
+        BrokenLockError,
         ChannelClosed,
         ChannelEmpty,
         ChannelError,
@@ -73,28 +85,48 @@ if TYPE_CHECKING:
         RemoteTraceback,
         SendTimeout,
         SubinterpError,
+        SyncError,
     )
     from subinterp.pool import Future, InterpreterPool
+    from subinterp.sync import (
+        Barrier,
+        BoundedSemaphore,
+        Counter,
+        Event,
+        Lock,
+        RLock,
+        Semaphore,
+    )
 
 __all__ = [
+    "Barrier",
+    "BoundedSemaphore",
+    "BrokenBarrierError",
     "BrokenInterpreterPool",
+    "BrokenLockError",
     "ChannelClosed",
     "ChannelEmpty",
     "ChannelError",
     "ChannelFull",
     "ChannelTimeout",
+    "Counter",
+    "Event",
     "Future",
     "InterpreterPool",
+    "Lock",
     "NotSendableError",
     "PoolDeadlockError",
+    "RLock",
     "RecvChannel",
     "RecvTimeout",
     "RemoteError",
     "RemoteTraceback",
+    "Semaphore",
     "SendChannel",
     "SendTimeout",
     "SharedBuffer",
     "SubinterpError",
+    "SyncError",
     "buffers",
     "channels",
     "create_channel",
@@ -105,6 +137,7 @@ __all__ = [
     "set_parked_limit",
     "set_spin_time",
     "share",
+    "sync",
 ]
 
 

@@ -39,6 +39,11 @@ cdef extern from "Python.h":
     int PyBuffer_ToContiguous(void *buf, const Py_buffer *src, Py_ssize_t n, char order) except -1
     int PyBUF_SIMPLE, PyBUF_FULL_RO, PyBUF_WRITABLE
     PyObject *PyErr_Occurred()
+    bint PyIndex_Check(object o)
+    object PyNumber_Index(object o)
+    int64_t PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
+    object PyRun_String(const char *text, int start, object globals_, object locals_)
+    int Py_eval_input
     void Py_DECREF_ptr "Py_DECREF" (PyObject *o)
     int PyBuffer_FillInfo(Py_buffer *view, object o, void *buf, Py_ssize_t len, bint readonly, int flags) except -1
     const Py_buffer *PyPickleBuffer_GetBuffer(object o) except NULL
@@ -433,6 +438,7 @@ cdef class MessageWriter:
     cdef int _carry(self, thing) except -1:
         cdef ChannelEnd end
         cdef SharedMemory shared
+        cdef SyncCore sync
         cdef PoolCore pool
         if isinstance(thing, ChannelEnd):
             end = thing
@@ -452,6 +458,13 @@ cdef class MessageWriter:
             si_shared_retain(shared.shared)
             if not si_msg_part(self.msg, SI_PART_SHARED, shared.shared, 0):
                 si_shared_release(shared.shared)
+                raise MemoryError
+        elif isinstance(thing, SyncCore):
+            sync = thing
+            sync._prepare()
+            si_sync_retain(sync.s)
+            if not si_msg_part(self.msg, SI_PART_SYNC, sync.s, 0):
+                si_sync_release(sync.s)
                 raise MemoryError
         else:
             pool = thing
@@ -658,6 +671,12 @@ cdef object _take_part(si_context *cx, si_part *part, bint keep):
             part.kind = SI_PART_NONE
         shared = _shared_buffer(<si_shared *>part.ptr)
         return shared if whole else memoryview(shared)[part.start:part.start + part.n]
+    if part.kind == SI_PART_SYNC:
+        if keep:
+            si_sync_retain(<si_sync *>part.ptr)
+        else:
+            part.kind = SI_PART_NONE
+        return _sync_object(cx, <si_sync *>part.ptr)
     if part.kind == SI_PART_POOL:
         from subinterp.pool import InterpreterPool
         if not keep:
@@ -3195,8 +3214,800 @@ def _shared_by_id(token, uint64_t id):
     return _shared_buffer(s)
 
 
+# ---- locks and the like --------------------------------------------------------------------------------
+# See si_sync.h. What they mean stands with the public classes, in sync.py.
+
+cdef int _look_around() except -1:
+    """Let in what interrupts a wait: signal handlers in the main thread, pending
+    calls and asynchronous exceptions in any. For the last two the evaluation
+    loop must run, if only for an instant."""
+    PyErr_CheckSignals()
+    nothing = {}
+    PyRun_String("None", Py_eval_input, nothing, nothing)
+    return 0
+
+
+cdef int64_t _slice_end(int64_t deadline) noexcept:
+    """Until when this thread may sleep in one go."""
+    # A signal between the check and the wait would go unseen.
+    return min(deadline, si_now() + 50000000) if si_is_main_thread() else deadline
+
+
+cdef int64_t _int64(value, const char *what) except? -1:
+    """A 64-bit integer of an object that is one."""
+    cdef int overflow = 0
+    cdef int64_t n
+    if not PyIndex_Check(value):
+        raise TypeError(f"{what.decode()} must be an integer, not {type(value).__name__}")
+    n = PyLong_AsLongLongAndOverflow(PyNumber_Index(value), &overflow)
+    if overflow:
+        raise OverflowError(f"{what.decode()} must fit into 64 bits, with a sign")
+    return n
+
+
+cdef class SyncCore:
+    """One object's handle on a primitive that interpreters share."""
+    cdef si_sync *s             # NULL: __init__ was not called
+    cdef si_sync_handle *handle
+    cdef si_context *cx
+    cdef object __weakref__
+
+    cdef int _make(self, si_sync_kind kind, int64_t value, int64_t limit, int64_t timeout) except -1:
+        cdef si_sync *s
+        if self.s != NULL:
+            raise TypeError(f"this {type(self).__name__} was initialised before")
+        s = si_sync_new(kind, value, limit, timeout)
+        if s == NULL:
+            raise MemoryError
+        return self._adopt((<Context>_context).cx, s)
+
+    cdef int _adopt(self, si_context *cx, si_sync *s) except -1:
+        """Takes the reference over."""
+        self.handle = si_sync_handle_new(cx, s)
+        if self.handle == NULL:
+            si_sync_release(s)
+            raise MemoryError
+        si_context_retain(cx)
+        self.cx = cx
+        self.s = s
+        return 0
+
+    def __dealloc__(self):
+        if self.s != NULL:
+            si_sync_handle_drop(self.cx, self.handle)
+            si_context_release(self.cx)
+
+    cdef int _need_made(self) except -1:
+        if self.s == NULL:
+            raise TypeError(f"this {type(self).__name__} was not initialised: call super().__init__()")
+        return 0
+
+    # No method is overridden by a subclass: when an interpreter loads the module,
+    # the table of methods is for an instant the one of the base class.
+
+    cdef int _prepare(self) except -1:
+        """Before it is sent."""
+        self._need_made()
+        if self.s.kind == SI_SYNC_BARRIER:
+            (<BarrierCore>self)._encode_action()
+        return 0
+
+    cdef int _check(self, si_ret st) except -1:
+        """As _check, in the words of this primitive."""
+        if st == SI_OK:
+            return 0
+        errors = _errors()
+        name = type(self).__name__
+        if st == SI_BROKEN and self.s.kind == SI_SYNC_BARRIER:
+            raise errors.BrokenBarrierError(
+                f"the {name} is broken: somebody's time ran out, it was aborted or reset, or its action failed"
+            )
+        if st == SI_FORKED:
+            raise errors.SyncError(
+                f"the {name} belongs to the parent of this forked process; make a new one here"
+            )
+        if st == SI_BROKEN:
+            raise errors.BrokenLockError(
+                f"the {name} is broken: interpreter {(si_sync_state(self.s) >> SI_SYNC_SHIFT) - 1} ended, or "
+                f"was abandoned, while it held it. What it guards may be half changed: make a new {name}"
+            )
+        if st == SI_CLOSED:
+            raise errors.BrokenLockError(
+                f"the {name} cannot be acquired: this interpreter is ending, or was abandoned by its pool"
+            )
+        return _check(st)
+
+    cdef int _wait(self, int64_t deadline) except -1:
+        """Wait for a lock, a permit or an event. 1: it is there; 0: the deadline passed."""
+        cdef si_sync_waiter w
+        cdef si_ret st
+        cdef int64_t until
+        cdef bint event = self.s.kind == SI_SYNC_EVENT
+        si_sync_waiter_init(&w, self.cx)
+        while True:
+            until = _slice_end(deadline)
+            with nogil:
+                st = si_event_wait(self.s, &w, until) if event else si_sync_wait(self.s, &w, until)
+            if st == SI_OK:
+                return 1
+            if st != SI_TIMEOUT and st != SI_INTR:
+                self._check(st)
+            if st == SI_TIMEOUT and si_now() >= deadline:
+                return 0
+            _look_around()
+
+    @property
+    def id(self):
+        """Number of the primitive in this process; the same in every interpreter."""
+        self._need_made()
+        return self.s.id
+
+    def __eq__(self, other):
+        if not isinstance(other, SyncCore):
+            return NotImplemented
+        return (<SyncCore>other).s == self.s
+
+    def __hash__(self):
+        self._need_made()
+        return hash(self.s.id)
+
+    def __reduce__(self):
+        # A plain pickle: it may be loaded any number of times, so it holds nothing.
+        self._prepare()
+        return _sync_by_id, (_process_token(), self.s.id)
+
+    cdef str _name(self):
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+    cdef str _at(self):
+        # The primitive's address: objects that are the same one show the same.
+        return f"at {<size_t>self.s:#x}"
+
+
+cdef object _sync_object(si_context *cx, si_sync *s):
+    """An object of this interpreter for a primitive; takes the reference over."""
+    cdef SyncCore made
+    try:
+        from subinterp import sync
+        if s.kind == SI_SYNC_LOCK:
+            cls = sync.Lock
+        elif s.kind == SI_SYNC_RLOCK:
+            cls = sync.RLock
+        elif s.kind == SI_SYNC_SEMAPHORE:
+            cls = sync.Semaphore if s.limit < 0 else sync.BoundedSemaphore
+        elif s.kind == SI_SYNC_EVENT:
+            cls = sync.Event
+        elif s.kind == SI_SYNC_BARRIER:
+            cls = sync.Barrier
+        else:
+            cls = sync.Counter
+        made = si_new_instance(cls, ())
+    except BaseException:
+        si_sync_release(s)
+        raise
+    made._adopt(cx, s)
+    return made
+
+
+def _sync_by_id(token, uint64_t id):
+    """The primitive that a plain pickle names, if somebody still holds it."""
+    cdef si_sync *s = si_sync_find(id) if token == _process_token() else NULL
+    if s == NULL:
+        raise _errors().SyncError(
+            "the lock (or event, semaphore, barrier, counter) is gone, or belongs to another process"
+        )
+    return _sync_object((<Context>_context).cx, s)
+
+
+cdef int64_t _lock_deadline(bint blocking, double timeout) except -1:
+    """When to give up; 0: do not wait. The arguments are those of threading.Lock.acquire."""
+    if timeout == -1:
+        return SI_FOREVER if blocking else 0
+    if not blocking:
+        raise ValueError("can't specify a timeout for a non-blocking call")
+    if isnan(timeout):
+        raise ValueError("timeout must not be NaN")
+    if timeout < 0:
+        raise ValueError("timeout value must be a non-negative number")
+    if timeout > 9223372036.0:      # threading.TIMEOUT_MAX
+        raise OverflowError("timeout value is too large")
+    return si_now() + <int64_t>(timeout * 1e9)
+
+
+cdef class LockCore(SyncCore):
+    def __init__(self):
+        self._make(SI_SYNC_LOCK, 0, 0, 0)
+
+    cdef int _acquire(self, int64_t deadline) except -1:
+        cdef si_ret st
+        self._need_made()
+        st = si_sync_take(self.s, self.cx)
+        if st == SI_OK:
+            return 1
+        if st != SI_EMPTY:
+            self._check(st)
+        return 0 if deadline == 0 else self._wait(deadline)
+
+    cdef int _release(self) except -1:
+        cdef si_ret st
+        self._need_made()
+        st = si_sync_give(self.s, self.cx, 1)
+        if st == SI_EMPTY:
+            raise RuntimeError("release unlocked lock" if self.s.kind == SI_SYNC_LOCK
+                               else "cannot release un-acquired lock")
+        return self._check(st)
+
+    def acquire(self, *args, **kwargs):
+        """Acquire the lock: ``acquire(blocking=True, timeout=-1)``.
+
+        Parameters
+        ----------
+        blocking : bool
+            Whether to wait while it is held.
+        timeout : float
+            Seconds to wait at most, fractions count; -1: no limit.
+
+        Returns
+        -------
+        bool
+            True: it is held now, by this interpreter. False: it was not free
+            (in time).
+
+        Raises
+        ------
+        BrokenLockError
+            If the interpreter that held it ended or was abandoned; or this one was.
+        OverflowError
+            If `timeout` is larger than threading.TIMEOUT_MAX.
+        SyncError
+            In the child of a fork, if the parent made the lock.
+        ValueError
+            If `timeout` is negative (but not -1) or not a number, or given
+            although `blocking` is false.
+
+        Notes
+        -----
+        Blocks with the interpreter's lock released: a short spin, then asleep.
+        Signal handlers run meanwhile; one that raises ends the wait.
+        """
+        # Cython looks the names of arguments up in the module's state, a cache
+        # line that interpreters share: only for those who give some.
+        if not args and not kwargs:
+            return self._acquire(SI_FOREVER) == 1
+        return self._acquire_with(*args, **kwargs)
+
+    def _acquire_with(self, bint blocking=True, double timeout=-1):
+        return self._acquire(_lock_deadline(blocking, timeout)) == 1
+
+    def release(self):
+        """Release the lock.
+
+        A Lock may be released by any thread of any interpreter, an RLock by
+        the thread that acquired it, as often as it did.
+
+        Raises
+        ------
+        BrokenLockError
+            If its holder ended or was abandoned before.
+        RuntimeError
+            If it is not held.
+        SyncError
+            In the child of a fork, if the parent made the lock.
+
+        Notes
+        -----
+        Does not block. Somebody who has waited for a millisecond or more is
+        given the lock at once; otherwise whoever comes first takes it.
+        """
+        self._release()
+
+    def locked(self):
+        """Return whether the lock is held, or broken, at this moment."""
+        self._need_made()
+        return si_sync_state(self.s) >> SI_SYNC_SHIFT != 0
+
+    @property
+    def broken(self):
+        """True if its holder ended or was abandoned: it cannot be used any more."""
+        self._need_made()
+        return (si_sync_state(self.s) & SI_SYNC_BROKEN) != 0
+
+    def __enter__(self):
+        self._acquire(SI_FOREVER)
+        return True
+
+    def __exit__(self, exc_type, exc, tb, /):
+        self._release()
+
+    cdef str _state(self):
+        if self.broken:
+            return "broken"
+        return "locked" if self.locked() else "unlocked"
+
+    def __repr__(self):
+        self._need_made()
+        return f"<{self._state()} {self._name()} object {self._at()}>"
+
+
+cdef class RLockCore(LockCore):
+    def __init__(self):
+        self._make(SI_SYNC_RLOCK, 0, 0, 0)
+
+    # As threading.Condition asks for them.
+
+    def _is_owned(self):
+        self._need_made()
+        return si_sync_is_mine(self.s, self.cx)
+
+    def _recursion_count(self):
+        self._need_made()
+        return self.s.depth if si_sync_is_mine(self.s, self.cx) else 0
+
+    def _release_save(self):
+        cdef uint64_t depth
+        self._need_made()
+        if si_sync_forked(self.s) or not si_sync_is_mine(self.s, self.cx):
+            self._release()     # raises
+        depth = self.s.depth
+        self.s.depth = 1
+        self._release()
+        return depth
+
+    def _acquire_restore(self, uint64_t depth):
+        self._acquire(SI_FOREVER)
+        self.s.depth = depth
+
+    def __repr__(self):
+        cdef uint64_t state
+        self._need_made()
+        state = si_sync_state(self.s) >> SI_SYNC_SHIFT
+        owner = f"interpreter {state - 1}" if state else None
+        return (f"<{self._state()} {self._name()} object owner={owner} "
+                f"count={self.s.depth if state else 0} {self._at()}>")
+
+
+cdef class SemaphoreCore(SyncCore):
+    _bounded = False            # BoundedSemaphore's is True
+
+    def __init__(self, value=1):
+        cdef int64_t permits = _int64(value, "value")
+        if permits < 0:
+            raise ValueError("semaphore initial value must be >= 0")
+        if permits > SI_SYNC_MAX:
+            raise OverflowError(f"semaphore initial value must be at most {SI_SYNC_MAX}")
+        self._make(SI_SYNC_SEMAPHORE, permits, permits if self._bounded else -1, 0)
+
+
+    cdef int _acquire(self, bint blocking, timeout) except -1:
+        cdef si_ret st
+        cdef int64_t deadline = SI_FOREVER
+        self._need_made()
+        if timeout is not None:
+            if not blocking:
+                raise ValueError("can't specify timeout for non-blocking acquire")
+            deadline = _deadline(check_timeout(timeout))
+        st = si_sync_take(self.s, self.cx)
+        if st == SI_OK:
+            return 1
+        if st != SI_EMPTY:
+            self._check(st)
+        return self._wait(deadline) if blocking else 0
+
+    def acquire(self, *args, **kwargs):
+        """Take a permit: ``acquire(blocking=True, timeout=None)``.
+
+        Parameters
+        ----------
+        blocking : bool
+            Whether to wait while there is none.
+        timeout : float, optional
+            Seconds to wait at most, fractions count; None: no limit.
+
+        Returns
+        -------
+        bool
+            True: one was taken. False: there was none (in time).
+
+        Raises
+        ------
+        SyncError
+            In the child of a fork, if the parent made the semaphore.
+        ValueError
+            If `timeout` is given although `blocking` is false.
+
+        Notes
+        -----
+        Blocks with the interpreter's lock released: a short spin, then asleep.
+        Permits belong to nobody: those that an interpreter took and did not
+        give back before it ended are lost.
+        """
+        if not args and not kwargs:     # as Lock.acquire
+            return self._acquire(True, None) == 1
+        return self._acquire_with(*args, **kwargs)
+
+    def _acquire_with(self, bint blocking=True, timeout=None):
+        return self._acquire(blocking, timeout) == 1
+
+    def release(self, *args, **kwargs):
+        """Give permits back, or add some: ``release(n=1)``.
+
+        Parameters
+        ----------
+        n : int
+            How many, at least 1.
+
+        Raises
+        ------
+        OverflowError
+            If there would be more permits than 61 bits can count.
+        SyncError
+            In the child of a fork, if the parent made the semaphore.
+        ValueError
+            If `n` is less than 1; of a BoundedSemaphore, also if there would be
+            more permits than it was made with.
+
+        Notes
+        -----
+        Does not block. Those who have waited for a millisecond or more are
+        given theirs at once.
+        """
+        if not args and not kwargs:
+            self._release(1)
+        else:
+            self._release_many(*args, **kwargs)
+
+    def _release_many(self, n):
+        cdef int64_t permits = _int64(n, "n")
+        if permits < 1:
+            raise ValueError("n must be one or more")
+        self._release(permits)
+
+    cdef int _release(self, int64_t permits) except -1:
+        cdef si_ret st
+        self._need_made()
+        st = si_sync_give(self.s, self.cx, permits)
+        if st == SI_FULL:
+            if self.s.limit < 0:
+                raise OverflowError(f"a semaphore can have {SI_SYNC_MAX} permits at most")
+            raise ValueError("Semaphore released too many times")
+        return self._check(st)
+
+    def __enter__(self):
+        return self._acquire(True, None) == 1
+
+    def __exit__(self, exc_type, exc, tb, /):
+        self._release(1)
+
+    def __repr__(self):
+        self._need_made()
+        bound = "" if self.s.limit < 0 else f"/{self.s.limit}"
+        return f"<{self._name()} {self._at()}: value={si_sync_state(self.s) >> SI_SYNC_SHIFT}{bound}>"
+
+
+cdef class EventCore(SyncCore):
+    def __init__(self):
+        self._make(SI_SYNC_EVENT, 0, 0, 0)
+
+    def is_set(self):
+        """Return whether the event is set."""
+        self._need_made()
+        return si_sync_state(self.s) != 0
+
+    def set(self):
+        """Set the event: all who wait go on, in every interpreter. Does not block.
+
+        Raises
+        ------
+        SyncError
+            In the child of a fork, if the parent made the event.
+        """
+        self._need_made()
+        self._check(si_event_set(self.s))
+
+    def clear(self):
+        """Reset the event: later calls of `wait` wait. Does not block.
+
+        Raises
+        ------
+        SyncError
+            In the child of a fork, if the parent made the event.
+        """
+        self._need_made()
+        self._check(si_event_clear(self.s))
+
+    def wait(self, timeout=None):
+        """Wait until the event is set.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most, fractions count; None: no limit.
+
+        Returns
+        -------
+        bool
+            False if it was not set in time.
+
+        Raises
+        ------
+        SyncError
+            In the child of a fork, if the parent made the event.
+
+        Notes
+        -----
+        Blocks with the interpreter's lock released. It is noticed also if the
+        event is cleared again at once.
+        """
+        self._need_made()
+        if timeout is not None:
+            check_timeout(timeout)
+        if si_sync_forked(self.s):
+            self._check(SI_FORKED)
+        if si_sync_state(self.s) != 0:
+            return True
+        return self._wait(_deadline(timeout)) == 1
+
+    def __repr__(self):
+        self._need_made()
+        return f"<{self._name()} {self._at()}: {'set' if si_sync_state(self.s) else 'unset'}>"
+
+
+cdef class BarrierCore(SyncCore):
+    cdef object action          # as this interpreter made or received it; None: see _action
+
+    def __init__(self, parties, action=None, timeout=None):
+        cdef int64_t n = _int64(parties, "parties")
+        cdef int64_t now
+        if n < 1:
+            raise ValueError("parties must be >= 1")
+        if action is not None and not callable(action):
+            raise TypeError(f"action must be callable or None, not {type(action).__name__}")
+        check_timeout(timeout)
+        now = si_now()
+        deadline = _deadline(timeout)
+        self._make(SI_SYNC_BARRIER, 0, n, SI_FOREVER if deadline == SI_FOREVER else max(0, deadline - now))
+        self.action = action
+
+    cdef object _action(self):
+        """What the last one calls, in this interpreter; None: nothing."""
+        if self.action is None and si_barrier_action(self.s) != NULL:
+            self.action = si_value_decode(self.cx, si_barrier_action(self.s), True)
+        return self.action
+
+    cdef int _encode_action(self) except -1:
+        """The action travels with the barrier, encoded once."""
+        cdef si_msg *m
+        if self.action is None or si_barrier_action(self.s) != NULL:
+            return 0
+        m = <si_msg *>malloc(sizeof(si_msg))
+        if m == NULL:
+            raise MemoryError
+        si_msg_init(m)
+        try:
+            _encode_value(self.cx, m, self.action, "message")
+        except BaseException:
+            si_msg_clear(m)
+            free(m)
+            raise
+        if not si_barrier_set_action(self.s, m):
+            si_msg_clear(m)
+            free(m)
+        return 0
+
+    def wait(self, timeout=None):
+        """Wait until all parties have come.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most, fractions count; None: as the barrier was made.
+
+        Returns
+        -------
+        int
+            How many had come before, from 0 to `parties` - 1.
+
+        Raises
+        ------
+        BrokenBarrierError
+            If the barrier is broken, or breaks or is reset meanwhile; it
+            breaks if the time is up before all have come.
+        SyncError
+            In the child of a fork, if the parent made the barrier.
+
+        Notes
+        -----
+        Blocks with the interpreter's lock released. The last one runs the
+        action, in its interpreter; an exception from it breaks the barrier.
+        """
+        cdef si_sync_waiter w
+        cdef si_ret st
+        cdef int64_t deadline, until
+        cdef bint act
+        self._need_made()
+        check_timeout(timeout)
+        if timeout is not None:
+            deadline = _deadline(timeout)
+        elif self.s.timeout == SI_FOREVER:
+            deadline = SI_FOREVER
+        else:
+            deadline = si_now() + self.s.timeout
+        act = self.action is not None or si_barrier_action(self.s) != NULL
+        si_sync_waiter_init(&w, self.cx)
+        st = si_barrier_arrive(self.s, &w, act)
+        while st != SI_OK:
+            if st == SI_FULL:
+                try:
+                    self._action()()
+                except BaseException:
+                    si_barrier_break(self.s, False)
+                    raise
+                self._check(si_barrier_open(self.s, &w))
+                break
+            if st == SI_TIMEOUT and si_now() >= deadline:
+                st = si_barrier_leave(self.s, &w, False)
+                if st == SI_OK:
+                    break
+                if st == SI_FULL:
+                    deadline = SI_FOREVER       # all have come
+                elif st != SI_INTR:
+                    self._check(st)
+            elif st == SI_TIMEOUT or st == SI_INTR:
+                try:
+                    _look_around()
+                except BaseException:
+                    si_barrier_leave(self.s, &w, True)
+                    raise
+            elif st != SI_EMPTY:
+                self._check(st)
+            until = _slice_end(deadline)
+            with nogil:
+                st = si_barrier_wait(self.s, &w, act, until)
+        return w.index
+
+    def reset(self):
+        """Empty the barrier: who waits gets BrokenBarrierError, a broken one works again.
+
+        Raises
+        ------
+        SyncError
+            In the child of a fork, if the parent made the barrier.
+        """
+        self._need_made()
+        self._check(si_barrier_break(self.s, True))
+
+    def abort(self):
+        """Break the barrier: who waits, and whoever comes, gets BrokenBarrierError.
+
+        Raises
+        ------
+        SyncError
+            In the child of a fork, if the parent made the barrier.
+        """
+        self._need_made()
+        self._check(si_barrier_break(self.s, False))
+
+    @property
+    def parties(self):
+        """How many have to come."""
+        self._need_made()
+        return self.s.limit
+
+    @property
+    def n_waiting(self):
+        """How many have come, at this moment."""
+        self._need_made()
+        return max(0, si_barrier_waiting(self.s))
+
+    @property
+    def broken(self):
+        """True if the barrier is broken."""
+        self._need_made()
+        return si_barrier_waiting(self.s) < 0
+
+    def __repr__(self):
+        self._need_made()
+        cdef int64_t n = si_barrier_waiting(self.s)
+        state = "broken" if n < 0 else f"waiters={n}/{self.s.limit}"
+        return f"<{self._name()} {self._at()}: {state}>"
+
+
+cdef class CounterCore(SyncCore):
+    def __init__(self, value=0):
+        self._make(SI_SYNC_COUNTER, _int64(value, "value"), 0, 0)
+
+    cdef int _need_own(self) except -1:
+        self._need_made()
+        if si_sync_forked(self.s):
+            self._check(SI_FORKED)
+        return 0
+
+    cdef object _add(self, tuple args, bint minus):
+        cdef int64_t amount = 1
+        cdef int64_t total = 0
+        if PyTuple_GET_SIZE(args):
+            if PyTuple_GET_SIZE(args) > 1:
+                raise TypeError(f"{'sub' if minus else 'add'}() takes one number, not {len(args)}")
+            amount = _int64(<object>PyTuple_GET_ITEM(args, 0), "n")
+        self._need_own()
+        if not si_counter_add(self.s, amount, minus, &total):
+            raise OverflowError("the counter would not fit into 64 bits, with a sign; it was not changed")
+        return total
+
+    def add(self, *args):
+        """Add to the counter: ``add(n=1)``, without the name.
+
+        Parameters
+        ----------
+        n : int
+            May be negative.
+
+        Returns
+        -------
+        int
+            The new value.
+
+        Raises
+        ------
+        OverflowError
+            If `n` or the sum does not fit into 64 bits with a sign; the counter is as it was.
+        SyncError
+            In the child of a fork, if the parent made the counter.
+        TypeError
+            If `n` is not an integer.
+
+        Notes
+        -----
+        Does not block: one atomic operation, whoever else changes it.
+        """
+        return self._add(args, False)
+
+    def sub(self, *args):
+        """Subtract from the counter: ``sub(n=1)``; the rest is as for `add`."""
+        return self._add(args, True)
+
+    def get(self):
+        """Return the value at this moment."""
+        self._need_own()
+        return si_counter_get(self.s)
+
+    def set(self, value, /):
+        """Set the value, whatever it was."""
+        cdef int64_t new = _int64(value, "value")
+        self._need_own()
+        si_counter_exchange(self.s, new)
+
+    def exchange(self, value, /):
+        """Set the value, and return what it was."""
+        cdef int64_t new = _int64(value, "value")
+        self._need_own()
+        return si_counter_exchange(self.s, new)
+
+    def compare_exchange(self, expected, value, /):
+        """Set the value if it is as expected.
+
+        Parameters
+        ----------
+        expected, value : int
+
+        Returns
+        -------
+        bool
+            True: it was `expected`, and is `value` now. False: it was
+            something else, and still is.
+        """
+        cdef int64_t old = _int64(expected, "expected")
+        cdef int64_t new = _int64(value, "value")
+        self._need_own()
+        return si_counter_compare_exchange(self.s, old, new)
+
+    def __repr__(self):
+        self._need_made()
+        return f"<{self._name()} {self._at()}: value={si_counter_get(self.s)}>"
+
+
 # What travels as itself: the same thing, in another interpreter.
-_HANDLES = (ChannelEnd, SharedMemory, PoolCore)
+_HANDLES = (ChannelEnd, SharedMemory, SyncCore, PoolCore)
 
 
 # ---- Arrow data ------------------------------------------------------------------------------------------------
@@ -3750,7 +4561,7 @@ def live_counts():
     return {
         "contexts": si_live.contexts, "pools": si_live.pools, "workers": si_live.workers,
         "parked": si_live.parked,
-        "channels": si_live.channels, "buffers": si_live.shared,
+        "channels": si_live.channels, "buffers": si_live.shared, "syncs": si_live.syncs,
         "functions": si_live.functions, "tasks": si_live.tasks, "messages": si_live.messages,
     }
 

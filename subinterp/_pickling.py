@@ -237,7 +237,7 @@ class _Probe(_Text):
         from subinterp import _core
 
         return cls is memoryview or issubclass(
-            cls, (_core.ChannelEnd, _core.SharedMemory, _core.PoolCore)
+            cls, (_core.ChannelEnd, _core.SharedMemory, _core.SyncCore, _core.PoolCore)
         )
 
     def reduce(self, obj: Any) -> Any:

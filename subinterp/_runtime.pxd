@@ -24,7 +24,7 @@ cdef extern from "si_base.h" nogil:
     uint32_t si_generation()
     int si_cores
     ctypedef struct si_live_counts:
-        int64_t contexts, pools, workers, parked, channels, shared, functions, tasks, messages
+        int64_t contexts, pools, workers, parked, channels, shared, syncs, functions, tasks, messages
     si_live_counts si_live
     ctypedef struct si_spin:
         pass
@@ -49,7 +49,7 @@ cdef extern from "si_message.h" nogil:
     void si_shared_release(si_shared *s)
     ctypedef enum si_part_kind:
         SI_PART_NONE, SI_PART_BYTES, SI_PART_BLOCK, SI_PART_SHARED, SI_PART_VIEW
-        SI_PART_SENDER, SI_PART_RECEIVER, SI_PART_POOL, SI_PART_MSG
+        SI_PART_SENDER, SI_PART_RECEIVER, SI_PART_POOL, SI_PART_SYNC, SI_PART_MSG
     ctypedef struct si_part:
         si_part_kind kind
         size_t n
@@ -253,6 +253,52 @@ cdef extern from "si_channel.h" nogil:
     void si_handle_init(si_handle *h, si_channel *c, si_side side)
     bint si_handle_counted(si_handle *h)
     int si_channel_size(si_channel *c)
+
+
+cdef extern from "si_sync.h" nogil:
+    ctypedef enum si_sync_kind:
+        SI_SYNC_LOCK, SI_SYNC_RLOCK, SI_SYNC_SEMAPHORE, SI_SYNC_EVENT, SI_SYNC_BARRIER, SI_SYNC_COUNTER
+    int64_t SI_SYNC_MAX
+    uint64_t SI_SYNC_BROKEN
+    int SI_SYNC_SHIFT
+    ctypedef struct si_sync_waiter:
+        int64_t index
+    ctypedef struct si_sync:
+        si_sync_kind kind
+        int64_t limit
+        int64_t timeout
+        uint64_t id
+        uint64_t depth
+    ctypedef struct si_sync_handle:
+        pass
+    si_sync *si_sync_new(si_sync_kind kind, int64_t value, int64_t limit, int64_t timeout)
+    si_sync *si_sync_find(uint64_t id)
+    void si_sync_retain(si_sync *s)
+    void si_sync_release(si_sync *s)
+    si_sync_handle *si_sync_handle_new(si_context *cx, si_sync *s)
+    void si_sync_handle_drop(si_context *cx, si_sync_handle *h)
+    void si_sync_waiter_init(si_sync_waiter *w, si_context *cx)
+    bint si_sync_forked(const si_sync *s)
+    si_ret si_sync_take(si_sync *s, si_context *cx)
+    si_ret si_sync_wait(si_sync *s, si_sync_waiter *w, int64_t deadline)
+    si_ret si_sync_give(si_sync *s, si_context *cx, int64_t n)
+    bint si_sync_is_mine(si_sync *s, si_context *cx)
+    uint64_t si_sync_state(si_sync *s)
+    si_ret si_event_set(si_sync *s)
+    si_ret si_event_clear(si_sync *s)
+    si_ret si_event_wait(si_sync *s, si_sync_waiter *w, int64_t deadline)
+    si_ret si_barrier_arrive(si_sync *s, si_sync_waiter *w, bint act)
+    si_ret si_barrier_wait(si_sync *s, si_sync_waiter *w, bint act, int64_t deadline)
+    si_ret si_barrier_leave(si_sync *s, si_sync_waiter *w, bint in_time)
+    si_ret si_barrier_open(si_sync *s, si_sync_waiter *w)
+    si_ret si_barrier_break(si_sync *s, bint reset)
+    int64_t si_barrier_waiting(si_sync *s)
+    bint si_barrier_set_action(si_sync *s, si_msg *m)
+    si_msg *si_barrier_action(si_sync *s)
+    int64_t si_counter_get(si_sync *s)
+    int64_t si_counter_exchange(si_sync *s, int64_t value)
+    bint si_counter_compare_exchange(si_sync *s, int64_t expected, int64_t value)
+    bint si_counter_add(si_sync *s, int64_t n, bint minus, int64_t *sum)
 
 
 cdef extern from "si_process.h" nogil:

@@ -38,7 +38,7 @@ class SharedBuffer(SharedMemory):
     the same memory: nothing is copied, whatever its size. No interpreter owns
     the block; it is freed when the last object or message that holds it goes.
     Nothing orders the accesses of different interpreters except the tasks and
-    messages themselves.
+    messages themselves, and locks (`subinterp.Lock`).
     """
 
     def __repr__(self) -> str:

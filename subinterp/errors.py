@@ -5,11 +5,14 @@ that code written for `concurrent.futures` or `queue` catches them.
 """
 
 import queue
+import threading
 from concurrent.futures import BrokenExecutor
 from pickle import PicklingError
 
 __all__ = [
+    "BrokenBarrierError",
     "BrokenInterpreterPool",
+    "BrokenLockError",
     "ChannelClosed",
     "ChannelEmpty",
     "ChannelError",
@@ -22,6 +25,7 @@ __all__ = [
     "RemoteTraceback",
     "SendTimeout",
     "SubinterpError",
+    "SyncError",
 ]
 
 
@@ -92,3 +96,15 @@ class SendTimeout(ChannelTimeout, queue.Full):
 
 class RecvTimeout(ChannelTimeout, queue.Empty):
     """`recv` or `select` got no message in time."""
+
+
+class SyncError(SubinterpError, RuntimeError):
+    """A lock, event, semaphore, barrier or counter is not there: another process made it."""
+
+
+class BrokenLockError(SyncError):
+    """The interpreter that held the lock ended or was abandoned before it released it."""
+
+
+class BrokenBarrierError(SyncError, threading.BrokenBarrierError):
+    """A party did not come to the barrier in time, or somebody aborted or reset it."""

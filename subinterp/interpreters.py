@@ -418,8 +418,8 @@ def is_shareable(obj: object) -> bool:
     """Return True if an object reaches other interpreters without pickling.
 
     That is None, bool, int, float, complex, str, bytes, tuples of these,
-    memoryview, SharedBuffer and channel ends. Anything else that pickle or
-    cloudpickle takes can be sent as well, as a copy.
+    memoryview, SharedBuffer, channel ends, and locks and the like. Anything
+    else that pickle or cloudpickle takes can be sent as well, as a copy.
 
     Parameters
     ----------
@@ -435,4 +435,4 @@ def is_shareable(obj: object) -> bool:
         return True
     if type(obj) is tuple:
         return all(is_shareable(item) for item in obj)
-    return isinstance(obj, (memoryview, _core.ChannelEnd, _core.SharedMemory))
+    return isinstance(obj, (memoryview, _core.ChannelEnd, _core.SharedMemory, _core.SyncCore))

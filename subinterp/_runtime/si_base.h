@@ -137,7 +137,7 @@ static inline void si_spin_init(si_spin *s)
 
 /* Live C objects, for the tests' leak checks; pools: those not closed. */
 typedef struct {
-    _Atomic int64_t contexts, pools, workers, parked, channels, shared, functions;
+    _Atomic int64_t contexts, pools, workers, parked, channels, shared, syncs, functions;
     _Atomic int64_t tasks, messages; /* counted in debug builds only: hot */
 } si_live_counts;
 extern si_live_counts si_live;

@@ -3,6 +3,7 @@
 #include "si_extension.h"
 #include "si_park.h"
 #include "si_pool.h"
+#include "si_sync.h"
 #include "si_task.h"
 
 #include <pthread.h>
@@ -98,6 +99,7 @@ static void child_of_fork(void)
     atomic_store(&si_live.workers, 0);
     atomic_store(&si_live.parked, 0);
     si_message_after_fork();
+    si_syncs_after_fork();
     si_channels_after_fork();
     si_pools_after_fork();
     si_workers_after_fork();
@@ -160,6 +162,7 @@ void si_context_end(si_context *cx)
             break;
         si_channel_drop_handle(channel, side);
     }
+    si_sync_context_end(cx);
     if (cx->notices)
         si_cq_close(cx->notices);
 }

@@ -12,6 +12,7 @@
 typedef struct si_channel si_channel;
 struct si_loader;
 struct si_cq;
+struct si_sync_handle;
 
 typedef enum { SI_SENDER = 0, SI_RECEIVER = 1 } si_side;
 
@@ -32,8 +33,10 @@ typedef struct si_context {
     uint32_t generation;            /* of the process that made it; constant */
     int64_t interp_id;              /* constant */
     _Atomic bool ended;             /* ended or abandoned */
-    si_mutex mu;                    /* guards ledger */
+    si_mutex mu;                    /* guards the ledger: this and the next two */
     si_handle *ledger;
+    struct si_sync_handle *syncs;   /* locks and the like that have an object here (si_sync.h) */
+    struct si_sync_handle *orphans; /* locks held here that have none any more */
     _Atomic(struct si_cq *) notices;      /* completed tasks that Python observes; NULL until asked
                                        for; written under the interpreter's lock */
 

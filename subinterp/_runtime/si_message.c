@@ -3,6 +3,7 @@
 #include "si_channel.h"
 #include "si_pool.h"
 #include "si_spare.h"
+#include "si_sync.h"
 
 #include <sys/mman.h>
 
@@ -217,6 +218,9 @@ void si_part_drop(si_part *part)
         break;
     case SI_PART_POOL:
         si_pool_release(part->ptr);
+        break;
+    case SI_PART_SYNC:
+        si_sync_release(part->ptr);
         break;
     case SI_PART_MSG:
         si_msg_clear(part->ptr);

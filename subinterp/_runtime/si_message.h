@@ -70,6 +70,7 @@ typedef enum {
     SI_PART_SENDER,     /* si_channel, one sending handle */
     SI_PART_RECEIVER,   /* si_channel, one receiving handle */
     SI_PART_POOL,       /* si_pool, one reference */
+    SI_PART_SYNC,       /* si_sync, one reference */
     SI_PART_MSG,        /* si_msg, from malloc: a value of its own */
 } si_part_kind;
 

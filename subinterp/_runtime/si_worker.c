@@ -1304,17 +1304,28 @@ void si_exit_abandon(int64_t grace_ns)
     until = si_now() + 10000000000LL;
     for (;;) {
         PyInterpreterState *victim = NULL;
+        si_context *cx = NULL;
         si_lock(&workers_mu);
         for (si_worker *w = workers; w && !victim; w = w->all_next) {
             uint32_t s = atomic_load(&w->state);
             if ((s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING
                  || s == SI_W_ABANDONED)
-                && atomic_compare_exchange_strong(&w->state, &s, SI_W_JAILED))
+                && atomic_compare_exchange_strong(&w->state, &s, SI_W_JAILED)) {
                 victim = w->interp;
+                cx = w->cx;     /* does not change any more */
+                if (cx)
+                    si_context_retain(cx);
+            }
         }
         si_unlock(&workers_mu);
-        if (victim)
+        if (victim) {
             jail_interpreter(victim);
+            /* What else runs at exit shall not wait for its locks and channels. */
+            if (cx) {
+                si_context_end(cx);
+                si_context_release(cx);
+            }
+        }
         else if (!any_live(true) || si_now() > until)
             break;
         else
