@@ -38,6 +38,10 @@ _HOMES = {
     "share": "buffers",
     "set_parked_limit": "_core",
     "set_spin_time": "_core",
+    "PoolStats": "observing",
+    "WorkerStats": "observing",
+    "Histogram": "observing",
+    "Trace": "observing",
     "SubinterpError": "errors",
     "NotSendableError": "errors",
     "RemoteError": "errors",
@@ -52,10 +56,10 @@ _HOMES = {
     "SendTimeout": "errors",
     "RecvTimeout": "errors",
 }
-_MODULES = ("interpreters", "pool", "channels", "buffers", "errors")
+_MODULES = ("interpreters", "pool", "channels", "buffers", "observing", "errors")
 
 if TYPE_CHECKING:
-    from subinterp import buffers, channels, errors, interpreters, pool
+    from subinterp import buffers, channels, errors, interpreters, observing, pool
     from subinterp._core import set_parked_limit, set_spin_time
     from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
         SendTimeout,
         SubinterpError,
     )
+    from subinterp.observing import Histogram, PoolStats, Trace, WorkerStats
     from subinterp.pool import Future, InterpreterPool
 
 __all__ = [
@@ -84,9 +89,11 @@ __all__ = [
     "ChannelFull",
     "ChannelTimeout",
     "Future",
+    "Histogram",
     "InterpreterPool",
     "NotSendableError",
     "PoolDeadlockError",
+    "PoolStats",
     "RecvChannel",
     "RecvTimeout",
     "RemoteError",
@@ -95,11 +102,14 @@ __all__ = [
     "SendTimeout",
     "SharedBuffer",
     "SubinterpError",
+    "Trace",
+    "WorkerStats",
     "buffers",
     "channels",
     "create_channel",
     "errors",
     "interpreters",
+    "observing",
     "pool",
     "select",
     "set_parked_limit",
