@@ -1861,7 +1861,8 @@ cdef class PoolCore:
         for i in range(n - 1, -1, -1):
             workers.append((
                 views[i].index, _state_name(views[i].state), views[i].thread_id,
-                None if views[i].interp_id < 0 else views[i].interp_id, views[i].since,
+                None if views[i].interp_id < 0 else views[i].interp_id,
+                None if views[i].memory < 0 else views[i].memory, views[i].since,
                 [views[i].count[j] for j in range(SI_N_COUNTS)],
             ))
         free(views)
@@ -3961,6 +3962,7 @@ if si_python.init_module == NULL:
     si_python.init_module = PyInit__core
     si_python.encode = _hook_encode
     si_python.decode = _hook_decode
+    si_measure_memory()
 preimport_datetime = bool(SI_PREIMPORT_DATETIME)
 if (<Context>_context).cx.interp_id == 0:
     import os as _os

@@ -207,7 +207,7 @@ cdef extern from "si_pool.h" nogil:
     ctypedef struct si_worker_view:
         int index
         uint32_t state
-        int64_t thread_id, interp_id, since
+        int64_t thread_id, interp_id, memory, since
         int64_t *count
     ctypedef struct si_worker_thread:
         int index
@@ -255,6 +255,7 @@ cdef extern from "si_pool.h" nogil:
     si_ret si_pool_wait_cq(si_pool *p, si_worker *me, si_cq *q, int64_t deadline, bint slice)
     si_worker *si_worker_self()
     si_output *si_pool_take_output(si_pool *p)
+    void si_measure_memory()
     void si_exit_abandon(int64_t grace_ns)
     bint si_pool_tell_broken(si_pool *p)
     bint si_pool_given_up(si_pool *p)

@@ -112,6 +112,11 @@ class WorkerStats:
         The number of its interpreter; None: it has none yet or any more.
     state : {"starting", "idle", "running", "ending", "abandoned", "ended"}
         What it does now.
+    memory_bytes : int or None
+        Of the arenas for its interpreter's small objects (up to 512 bytes each),
+        in steps of a megabyte. Larger objects, and what libraries allocate,
+        lie in a heap that all interpreters share. None: there is no
+        interpreter, or Python does not use its own allocator.
     tasks_done, tasks_failed : int
         Calls that returned, and that raised; each item of a map is a call.
     busy_seconds, idle_seconds : float
@@ -130,6 +135,7 @@ class WorkerStats:
     thread_id: int
     interpreter: int | None
     state: str
+    memory_bytes: int | None
     tasks_done: int
     tasks_failed: int
     busy_seconds: float
@@ -194,7 +200,7 @@ def stats(pool: InterpreterPool) -> PoolStats:
     """Return the pool's statistics; see `InterpreterPool.stats`."""
     queue_length, total, found = pool._look()
     workers = []
-    for index, state, thread_id, interpreter, since, counts in found:
+    for index, state, thread_id, interpreter, memory, since, counts in found:
         # What it is at now counts as well.
         if state in ("running", "idle"):
             counts[_AT["busy" if state == "running" else "idle"]] += since
@@ -206,6 +212,7 @@ def stats(pool: InterpreterPool) -> PoolStats:
                 thread_id=thread_id,
                 interpreter=interpreter,
                 state=state,
+                memory_bytes=memory,
                 **_measures(counts),
             )
         )

@@ -854,3 +854,23 @@ def hold_lock_in_c(seconds):
     import ctypes
 
     ctypes.PyDLL(None).usleep(int(seconds * 1_000_000) % 1_000_000 or 999_999)
+
+
+def keep_objects(n):
+    import builtins
+
+    builtins.kept = [i + 0.5 for i in range(n)]
+
+
+def drop_objects():
+    import builtins
+
+    del builtins.kept
+
+
+def keep_objects_in_a_thread(n):
+    import threading
+
+    thread = threading.Thread(target=keep_objects, args=(n,))
+    thread.start()
+    thread.join()

@@ -21,11 +21,14 @@ import pytest
 import subinterp
 from _support import native_threads, run_script, wait_until
 from _work import (
+    drop_objects,
     fail,
     fail_sometimes,
     hold_lock_in_c,
     identity,
     interpreter_id,
+    keep_objects,
+    keep_objects_in_a_thread,
     log_records,
     pass_gate,
     sleep_return,
@@ -177,6 +180,52 @@ def test_bytes(pool1):
     after = pool1.stats()
     assert 1_100_000 <= after.bytes_in - before.bytes_in < 1_101_000
     assert 1_000_000 <= after.bytes_out - before.bytes_out < 1_001_000
+
+
+def test_memory_of_an_interpreter(pool1):
+    pool1.submit(identity, 1).result()
+    before = pool1.stats().workers[0].memory_bytes
+    assert 1 << 20 <= before < 64 << 20
+    pool1.submit(keep_objects, 300_000).result()
+    held = pool1.stats().workers[0].memory_bytes
+    assert held >= before + 300_000 * 24
+    pool1.submit(drop_objects).result()
+    # Arenas that are empty go back.
+    assert pool1.stats().workers[0].memory_bytes < held
+
+
+def test_memory_that_a_thread_of_a_task_takes(pool1):
+    pool1.submit(identity, 1).result()
+    before = pool1.stats().workers[0].memory_bytes
+    pool1.submit(keep_objects_in_a_thread, 300_000).result()
+    assert pool1.stats().workers[0].memory_bytes >= before + 300_000 * 24
+    pool1.submit(drop_objects).result()
+
+
+def test_memory_of_a_fresh_interpreter():
+    with InterpreterPool(1, max_tasks_per_child=1) as pool:
+        pool.submit(keep_objects, 1_000_000).result()
+        pool.submit(identity, 1).result()
+
+        def fresh():
+            return all(
+                w.memory_bytes is not None and 1 << 20 <= w.memory_bytes < 1_000_000 * 24
+                for w in pool.stats().workers
+            )
+
+        wait_until(fresh)
+
+
+def test_memory_that_cannot_be_measured():
+    run_script(
+        """
+        from subinterp import InterpreterPool
+        with InterpreterPool(1) as pool:
+            pool.submit(abs, 1).result()
+            assert pool.stats().workers[0].memory_bytes is None
+        """,
+        env={"PYTHONMALLOC": "malloc"},
+    ).clean()
 
 
 def test_who_the_workers_are(pool):

@@ -34,6 +34,7 @@ typedef struct si_context {
     _Atomic bool ended;             /* ended or abandoned */
     si_mutex mu;                    /* guards ledger */
     si_handle *ledger;
+    _Atomic int64_t arena_bytes;    /* memory of small objects, in workers; see si_worker.c */
     _Atomic(struct si_cq *) notices;      /* completed tasks that Python observes; NULL until asked
                                        for; written under the interpreter's lock */
 

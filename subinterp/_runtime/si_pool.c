@@ -829,6 +829,7 @@ static int look_locked(si_pool *p, si_worker_view *views, int max, int64_t *gone
         v->state = atomic_load(&w->state);
         v->thread_id = atomic_load_explicit(&w->thread_id, memory_order_relaxed);
         v->interp_id = w->cx ? w->cx->interp_id : -1;
+        v->memory = w->cx && si_has_arenas() ? atomic_load(&w->cx->arena_bytes) : -1;
         if (!si_meter_read(w->meter, v->count))
             *settled = false;
         v->since = si_worker_since(w, v->state, now);

@@ -155,6 +155,7 @@ typedef struct {
     int index;
     uint32_t state;             /* si_worker_state */
     int64_t thread_id, interp_id;   /* interp_id: -1: none */
+    int64_t memory;             /* bytes of its interpreter's small objects; -1: not known */
     int64_t since;              /* si_worker_since */
     int64_t count[SI_N_COUNTS];
 } si_worker_view;
@@ -221,6 +222,8 @@ void si_pool_worker_gone(si_pool *p, si_worker *w);
 bool si_pool_counts(si_pool *p, si_worker *w);
 si_ret si_worker_start(si_worker *w);
 void si_worker_release(si_worker *w);
+/* From now on, count the memory of workers' interpreters. Once, under an interpreter's lock. */
+void si_measure_memory(void);
 
 void si_pool_output(si_pool *p, int stream, const char *data, size_t n);
 si_output *si_pool_take_output(si_pool *p);

@@ -47,6 +47,65 @@ void si_worker_release(si_worker *w)
     }
 }
 
+/* ---- memory ------------------------------------------------------------------ */
+
+/* Interpreters share the process's heap, but for objects of up to 512 bytes: each
+ * has arenas of its own for them, of a megabyte. So we stand before the
+ * allocator of arenas. It is called rarely, by threads that are in the
+ * interpreter, or (at the end of one) by the thread that made it. */
+static PyObjectArenaAllocator arenas;
+/* Of an interpreter that this thread is about to make. */
+static __thread int64_t new_arenas;
+
+static void note_arena(int64_t n)
+{
+    if (this_worker) {
+        if (this_worker->cx)
+            atomic_fetch_add(&this_worker->cx->arena_bytes, n);
+        else
+            new_arenas += n;
+        return;
+    }
+    /* A thread that a task started, mostly. */
+    PyThreadState *ts = PyThreadState_GetUnchecked();
+    PyInterpreterState *interp = ts ? PyThreadState_GetInterpreter(ts) : NULL;
+    if (!interp || interp == PyInterpreterState_Main())
+        return;
+    si_lock(&workers_mu);
+    for (si_worker *w = workers; w; w = w->all_next) {
+        uint32_t s = atomic_load(&w->state);
+        /* It is not being made or ended: we are in it. */
+        if ((s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING || s == SI_W_ABANDONED)
+            && w->interp == interp && w->cx) {
+            atomic_fetch_add(&w->cx->arena_bytes, n);
+            break;
+        }
+    }
+    si_unlock(&workers_mu);
+}
+
+static void *new_arena(void *ctx, size_t n)
+{
+    void *p = arenas.alloc(ctx, n);
+    if (p)
+        note_arena((int64_t)n);
+    return p;
+}
+
+static void free_arena(void *ctx, void *p, size_t n)
+{
+    note_arena(-(int64_t)n);
+    arenas.free(ctx, p, n);
+}
+
+void si_measure_memory(void)
+{
+    PyObject_GetArenaAllocator(&arenas);
+    /* The same `ctx`: whoever reads half of the old and half of the new is served well. */
+    PyObjectArenaAllocator ours = {arenas.ctx, new_arena, free_arena};
+    PyObject_SetArenaAllocator(&ours);
+}
+
 /* ---- values ---------------------------------------------------------------- */
 
 /* Most pickles carry nothing beside their bytes. For these a worker does not
@@ -922,6 +981,7 @@ static begun create_interpreter(si_worker *w)
         .gil = PyInterpreterConfig_OWN_GIL,
     };
     PyThreadState *ts = NULL;
+    new_arenas = 0;
     PyStatus status = Py_NewInterpreterFromConfig(&ts, &config);
     if (PyStatus_Exception(status) || !ts) {
         char reason[256];
@@ -933,8 +993,10 @@ static begun create_interpreter(si_worker *w)
     w->ts = ts;
     w->interp = PyThreadState_GetInterpreter(ts);
     si_context *cx = si_context_of(w->interp);
-    if (cx)
+    if (cx) {
         si_context_retain(cx);
+        atomic_fetch_add(&cx->arena_bytes, new_arenas);
+    }
     set_context(w, cx);
     if (!w->cx || enter_variables(w->cx) < 0 || make_worker_module(w) < 0) {
         break_with_exception(w, "a worker's interpreter could not be set up");
