@@ -458,6 +458,8 @@ def _stacks(pool: InterpreterPool) -> Iterator[str]:
                     continue
                 size = os.lseek(fd, 0, os.SEEK_END)
                 stack = os.pread(fd, size, 0).decode("utf-8", "backslashreplace")
+                if "  File " not in stack:
+                    stack = "  (no Python code runs)\n"
                 yield f"{head}:\n{stack}\n"
         finally:
             # Before faulthandler lets go: one that is late is not written.
