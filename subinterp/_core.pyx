@@ -882,7 +882,7 @@ cdef class FutureCore:
         cdef si_msg msg
         if self.decoded:
             return 0
-        _drain_output(self.pool)
+        _drain_output(self.pool, self.context)
         while not self.decoded and self.decoder is not None:
             self._await_decoder()
         if self.decoded:
@@ -1135,9 +1135,9 @@ cdef object _failure(si_context *cx, si_msg *msg):
         return _errors().RemoteError(f"a worker's exception could not be read: {exc!r}")
 
 
-cdef int _drain_output(si_pool *pool) except -1:
-    """Write what tasks printed to this interpreter's streams."""
-    cdef si_output *o = si_pool_take_output(pool)
+cdef int _drain_output(si_pool *pool, Context context) except -1:
+    """Write what tasks printed to this interpreter's streams, if it made the pool."""
+    cdef si_output *o = si_pool_take_output(pool, context.cx.interp_id)
     cdef si_output *following
     if o == NULL:
         return 0
@@ -1217,7 +1217,7 @@ cdef class _Notifier:
                     self._handle(node)
                     continue
                 for handle in list(self.forwarding):
-                    _drain_output((<_PoolHandle>handle).pool)
+                    _drain_output((<_PoolHandle>handle).pool, self.context)
                 if st == SI_CLOSED or self.stopping:
                     break
                 deadline = si_now() + <int64_t>(linger * 1e9)
@@ -1247,7 +1247,7 @@ cdef class _Notifier:
                     self.outstanding -= 1
                     Py_DECREF(fut)
                     si_task_release(t)
-                    _drain_output(fut.pool)
+                    _drain_output(fut.pool, self.context)
                     fut._publish()
                 else:
                     si_task_release(t)
@@ -1487,7 +1487,7 @@ cdef class PoolCore:
             if notifier is not None and self.forwarder in notifier.forwarding:
                 notifier.forwarding.remove(self.forwarder)
                 notifier.outstanding -= 1
-            _drain_output(self.forwarder.pool)
+            _drain_output(self.forwarder.pool, self.context)
             self.forwarder = None
         return 0
 
@@ -1827,7 +1827,7 @@ cdef class PoolCore:
         while True:
             with nogil:
                 st = si_pool_join(self.pool, deadline)
-            _drain_output(self.pool)
+            _drain_output(self.pool, self.context)
             if st == SI_OK or st == SI_FORKED:
                 self._stop_forwarding()
                 return True
@@ -2081,7 +2081,7 @@ def close_pools_of_this_interpreter():
                     while st == SI_INTR:
                         with nogil:
                             st = si_pool_join(p, SI_FOREVER)
-                        _drain_output(p)
+                        _drain_output(p, context)
                         PyErr_CheckSignals()
             finally:
                 si_pool_release(p)
@@ -2668,7 +2668,7 @@ cdef class MapIterator:
         self.items_in_flight -= t.n_items
         self.bytes_in_flight = 0 if self.ring_len == 0 else self.bytes_in_flight
         self._learn(t)
-        _drain_output(self.owner.pool)
+        _drain_output(self.owner.pool, self.owner.context)
         word = si_task_word(t) & SI_STATE_MASK
         if word == SI_DONE:
             self.bytes_in_flight -= min(self.bytes_in_flight, si_msg_weight(&t.msg))

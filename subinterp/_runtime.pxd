@@ -254,7 +254,7 @@ cdef extern from "si_pool.h" nogil:
     si_ret si_pool_wait_task(si_pool *p, si_worker *me, si_task *t, int64_t deadline, bint slice)
     si_ret si_pool_wait_cq(si_pool *p, si_worker *me, si_cq *q, int64_t deadline, bint slice)
     si_worker *si_worker_self()
-    si_output *si_pool_take_output(si_pool *p)
+    si_output *si_pool_take_output(si_pool *p, int64_t interp_id)
     void si_measure_memory()
     void si_exit_abandon(int64_t grace_ns)
     bint si_pool_tell_broken(si_pool *p)

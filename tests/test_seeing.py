@@ -1016,6 +1016,21 @@ def _log_now_and_at_exit():
     atexit.register(log.warning, "end")
 
 
+def test_records_go_to_the_maker_whoever_waits_for_the_task():
+    with (
+        logger("subinterp_test", logging.DEBUG) as records,
+        InterpreterPool(1, logging_to_main=True) as pool,
+        InterpreterPool(1) as other,
+    ):
+        assert other.submit(_log_elsewhere, pool).result() == 5
+        wait_until(lambda: records)
+        assert [r.getMessage() for r in records] == ["text"]
+
+
+def _log_elsewhere(pool):
+    return pool.submit(_log_and_return, 5).result()
+
+
 def test_a_handler_that_raises_does_not_reach_the_caller(capsys):
     class Bad(logging.Handler):
         def filter(self, record):

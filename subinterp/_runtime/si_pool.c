@@ -790,9 +790,9 @@ void si_pool_output(si_pool *p, int stream, const char *data, size_t n)
         si_cq_nudge(p->out_cq);
 }
 
-si_output *si_pool_take_output(si_pool *p)
+si_output *si_pool_take_output(si_pool *p, int64_t interp_id)
 {
-    if (!atomic_load_explicit(&p->has_output, memory_order_acquire)
+    if (!atomic_load_explicit(&p->has_output, memory_order_acquire) || p->creator != interp_id
         || p->generation != si_generation())
         return NULL;
     si_lock(&p->out_mu);

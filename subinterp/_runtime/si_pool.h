@@ -226,7 +226,8 @@ void si_worker_release(si_worker *w);
 void si_measure_memory(void);
 
 void si_pool_output(si_pool *p, int stream, const char *data, size_t n);
-si_output *si_pool_take_output(si_pool *p);
+/* For the interpreter that made the pool: others get nothing. NULL: there is none. */
+si_output *si_pool_take_output(si_pool *p, int64_t interp_id);
 
 /* Entry points of the upper layer, set once at its first load. Each is called
  * with the lock of the interpreter whose context is given, in which the
