@@ -256,12 +256,13 @@ class Trace:
         self.path = os.fspath(path)
         self._pool = pool
         self._started = time.time()
-        # Now, so that a path that does not do is known now.
-        self._file: IO[str] | None = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+        self._file: IO[str] | None = None
+        self._core = pool._trace(max_tasks)
         try:
-            self._core = pool._trace(max_tasks)
+            # Now, so that a path that does not do is known now.
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
         except BaseException:
-            self._file.close()
+            self._core.stop()
             raise
 
     def __enter__(self) -> Self:

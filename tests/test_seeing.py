@@ -603,6 +603,7 @@ def test_two_traces_at_once(pool1, tmp_path):
         pool1.submit(square, 3).result()
         with pytest.raises(RuntimeError, match="traced already"):
             pool1.trace(tmp_path / "other.json")
+        assert not (tmp_path / "other.json").exists()
     assert len(slices(load(tmp_path / "run.json")[1])) == 1
 
 
