@@ -335,8 +335,9 @@ class _Text(io.TextIOWrapper):
 
     def flush(self) -> None:
         if self._begun:
-            others = sys._current_frames()
-            del others[_thread.get_ident()]
+            # Not sys._current_frames(): it makes frame objects of all interpreters' threads here.
+            others = set(getattr(sys.modules.get("threading"), "_active", ()))
+            others.discard(_thread.get_ident())
             for thread in [t for t in self._begun if t not in others]:
                 super().write(self._begun.pop(thread, ""))
         super().flush()

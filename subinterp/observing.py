@@ -388,6 +388,11 @@ class Trace:
 # Seconds that a worker's thread gets to write its stack.
 PATIENCE = 1.0
 
+# Before these, faulthandler can crash on a stack that changes as the signal comes
+# (gh-123967, gh-140815). Asked of the Python that runs, which need not be the patch
+# release that the extension was built with.
+_SAFE_SINCE = {(3, 13): 10, (3, 14): 1}
+
 # One dump at a time: there is one signal. Reentrant, so that a signal handler's is refused
 # instead of hanging.
 _dumping = threading.RLock()
@@ -399,6 +404,11 @@ def dump_tracebacks(pool: InterpreterPool, file: IO[str] | int | None) -> None:
         raise RuntimeError(
             "dump_tracebacks must be called in the main interpreter: CPython's faulthandler, "
             "which writes the stacks, serves no other"
+        )
+    if sys.version_info[2] < _SAFE_SINCE.get(sys.version_info[:2], 0):
+        raise RuntimeError(
+            "dump_tracebacks needs CPython 3.13.10, 3.14.1 or newer: the faulthandler of "
+            f"{sys.version.split()[0]} may crash the process on a thread that runs"
         )
     if file is None:
         file = sys.stderr

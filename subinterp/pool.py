@@ -591,8 +591,9 @@ class InterpreterPool(_core.PoolCore, Executor):
         Raises
         ------
         RuntimeError
-            If it is not called in the main interpreter, or no real-time signal
-            is free.
+            If it is not called in the main interpreter, no real-time signal
+            is free, or CPython is older than 3.13.10 or 3.14.1: its
+            faulthandler may crash.
         TypeError
             If `file` is something else.
 

@@ -280,7 +280,8 @@ def test_development_mode_says_nothing():
         with InterpreterPool(2, logging_to_main=True) as pool:
             print(list(pool.map(abs, [-1, 2], progress=lambda done, total: None)))
             pool.stats()
-            pool.dump_tracebacks(sys.stdout)
+            if sys.version_info >= (3, 14, 1):
+                pool.dump_tracebacks(sys.stdout)
             with pool.trace("run.json"):
                 pool.submit(print, "text").result()
         """,

@@ -697,6 +697,9 @@ def test_traces_begin_and_end_under_load(pool, tmp_path):
 
 # ---- stacks ----------------------------------------------------------------------------
 
+CRASHES = (3, 13) <= sys.version_info < (3, 13, 10) or (3, 14) <= sys.version_info < (3, 14, 1)
+stacks = pytest.mark.skipif(CRASHES, reason="this CPython's faulthandler may crash")
+
 
 def dump(pool):
     file = io.StringIO()
@@ -708,6 +711,13 @@ def parts(text):
     return text.split("Worker ")[1:]
 
 
+@pytest.mark.skipif(not CRASHES, reason="this CPython's faulthandler is safe")
+def test_stacks_are_refused_where_they_may_crash(pool1):
+    with pytest.raises(RuntimeError, match=r"needs CPython 3\.13\.10, 3\.14\.1 or newer"):
+        pool1.dump_tracebacks()
+
+
+@stacks
 def test_stacks_of_workers_that_wait_and_compute(pool, flag):
     started, gate = flag(), flag()
     waiting = pool.submit(pass_gate, gate, 5, started)
@@ -726,6 +736,7 @@ def test_stacks_of_workers_that_wait_and_compute(pool, flag):
     computing.result()
 
 
+@stacks
 def test_stack_of_a_worker_that_keeps_its_lock(pool1):
     ctypes = pytest.importorskip("ctypes")
     assert ctypes
@@ -734,6 +745,7 @@ def test_stack_of_a_worker_that_keeps_its_lock(pool1):
     future.result()
 
 
+@stacks
 def test_stack_of_an_idle_worker(pool1):
     pool1.submit(identity, 1).result()
     wait_until(lambda: pool1.stats().workers[0].state == "idle")
@@ -742,6 +754,7 @@ def test_stack_of_an_idle_worker(pool1):
     assert text.endswith(":\n  (no Python code runs)\n\n")
 
 
+@stacks
 def test_stack_of_an_initializer_that_hangs(flag):
     started, gate = flag(), flag()
     with InterpreterPool(1, initializer=pass_gate, initargs=(gate, None, started)) as pool:
@@ -753,12 +766,14 @@ def test_stack_of_an_initializer_that_hangs(flag):
     assert "starting" in text and "in pass_gate" in text
 
 
+@stacks
 def test_stacks_without_workers():
     with InterpreterPool(1) as pool:
         assert dump(pool) == ""
     assert dump(pool) == ""
 
 
+@stacks
 def test_stacks_to_a_descriptor_and_to_stderr(pool1, flag, capsys, tmp_path):
     started, gate = flag(), flag()
     future = pool1.submit(pass_gate, gate, None, started)
@@ -773,6 +788,7 @@ def test_stacks_to_a_descriptor_and_to_stderr(pool1, flag, capsys, tmp_path):
     future.result()
 
 
+@stacks
 def test_stacks_to_something_else(pool1):
     with pytest.raises(TypeError, match=r"a text file or a file descriptor, not PosixPath"):
         pool1.dump_tracebacks(__import__("pathlib").Path("x"))
@@ -783,6 +799,7 @@ def test_stacks_in_a_worker_are_refused(pool1):
         pool1.submit(lambda pool: pool.dump_tracebacks(), pool1).result()
 
 
+@stacks
 def test_stacks_leave_handlers_alone(pool1):
     pool1.submit(identity, 1).result()
     numbers = range(signal.SIGRTMIN, signal.SIGRTMAX + 1)
@@ -803,6 +820,7 @@ def test_stacks_leave_handlers_alone(pool1):
     }
 
 
+@stacks
 def test_a_signal_that_comes_late_harms_nobody(pool1):
     pool1.submit(identity, 1).result()
     dump(pool1)
@@ -811,6 +829,7 @@ def test_a_signal_that_comes_late_harms_nobody(pool1):
     assert pool1.submit(identity, 2).result() == 2
 
 
+@stacks
 def test_stacks_from_several_threads(pool, flag):
     started, gate = flag(), flag()
     future = pool.submit(pass_gate, gate, None, started)
@@ -828,6 +847,7 @@ def test_stacks_from_several_threads(pool, flag):
         assert text.count("in pass_gate") == 1
 
 
+@stacks
 def test_stacks_of_workers_that_come_and_go():
     with InterpreterPool(3, max_tasks_per_child=2) as pool:
         futures = [pool.submit(spin, 0.002) for _ in range(200)]
@@ -841,6 +861,7 @@ def test_stacks_of_workers_that_come_and_go():
     assert dumps
 
 
+@stacks
 def test_stacks_from_a_signal_handler():
     result = run_script("""
         import os, signal, sys, threading, time
