@@ -925,6 +925,7 @@ def test_records_reach_the_main_handlers():
         InterpreterPool(1, logging_to_main=True) as pool,
     ):
         pool.submit(log_records, "subinterp_test.child").result()
+        wait_until(lambda: len(records) >= 4)
         assert [r.getMessage() for r in records] == ["one 1", "two", "raised", "odd"]
         (worker,) = pool.stats().workers
         for record in records:
@@ -945,6 +946,7 @@ def test_records_of_threads_of_a_task():
         InterpreterPool(1, logging_to_main=True) as pool,
     ):
         pool.submit(_log_in_a_thread).result()
+        wait_until(lambda: len(records) >= 1)
         assert [(r.getMessage(), r.threadName) for r in records] == [("in a thread", "mine")]
         assert records[0].worker == pool.stats().workers[0].name
 
@@ -965,6 +967,7 @@ def test_levels_are_those_of_main():
         InterpreterPool(1, logging_to_main=True) as pool,
     ):
         pool.submit(log_records, "subinterp_test").result()
+        wait_until(lambda: len(records) >= 1)
         assert [r.getMessage() for r in records] == ["raised"]
         # Raised later: heeded where they arrive.
         logging.getLogger("subinterp_test").setLevel(logging.CRITICAL)
@@ -1025,7 +1028,9 @@ def test_records_of_the_initializer_and_of_the_end():
     with logger("subinterp_test", logging.DEBUG) as records:
         with InterpreterPool(1, initializer=_log_now_and_at_exit, logging_to_main=True) as pool:
             pool.submit(identity, 1).result()
+            wait_until(lambda: len(records) >= 1)
             assert [r.getMessage() for r in records] == ["begin"]
+        wait_until(lambda: len(records) >= 2)
         assert [r.getMessage() for r in records] == ["begin", "end"]
 
 
@@ -1084,6 +1089,7 @@ def test_captured_warnings_of_workers():
             InterpreterPool(1, logging_to_main=True) as pool,
         ):
             pool.submit(_warn, "of a worker").result()
+            wait_until(lambda: len(records) >= 1)
             assert len(records) == 1
             assert "UserWarning: of a worker" in records[0].getMessage()
     finally:
@@ -1105,6 +1111,7 @@ def test_a_parked_interpreter_forgets_the_option():
         assert records == []
         with InterpreterPool(1, logging_to_main=True) as pool:
             assert pool.submit(_pretend_and_log).result() == first
+            wait_until(lambda: len(records) >= 1)
             assert [r.getMessage() for r in records] == ["text"]
     subinterp.set_parked_limit(0)
     subinterp.set_parked_limit(4)
