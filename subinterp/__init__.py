@@ -45,6 +45,10 @@ _HOMES = {
     "Counter": "sync",
     "set_parked_limit": "_core",
     "set_spin_time": "_core",
+    "PoolStats": "observing",
+    "WorkerStats": "observing",
+    "Histogram": "observing",
+    "Trace": "observing",
     "SubinterpError": "errors",
     "NotSendableError": "errors",
     "RemoteError": "errors",
@@ -62,10 +66,10 @@ _HOMES = {
     "BrokenLockError": "errors",
     "BrokenBarrierError": "errors",
 }
-_MODULES = ("interpreters", "pool", "channels", "buffers", "sync", "errors")
+_MODULES = ("interpreters", "pool", "channels", "buffers", "sync", "observing", "errors")
 
 if TYPE_CHECKING:
-    from subinterp import buffers, channels, errors, interpreters, pool, sync
+    from subinterp import buffers, channels, errors, interpreters, observing, pool, sync
     from subinterp._core import set_parked_limit, set_spin_time
     from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
@@ -87,6 +91,7 @@ if TYPE_CHECKING:
         SubinterpError,
         SyncError,
     )
+    from subinterp.observing import Histogram, PoolStats, Trace, WorkerStats
     from subinterp.pool import Future, InterpreterPool
     from subinterp.sync import (
         Barrier,
@@ -112,10 +117,12 @@ __all__ = [
     "Counter",
     "Event",
     "Future",
+    "Histogram",
     "InterpreterPool",
     "Lock",
     "NotSendableError",
     "PoolDeadlockError",
+    "PoolStats",
     "RLock",
     "RecvChannel",
     "RecvTimeout",
@@ -127,11 +134,14 @@ __all__ = [
     "SharedBuffer",
     "SubinterpError",
     "SyncError",
+    "Trace",
+    "WorkerStats",
     "buffers",
     "channels",
     "create_channel",
     "errors",
     "interpreters",
+    "observing",
     "pool",
     "select",
     "set_parked_limit",

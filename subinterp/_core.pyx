@@ -901,7 +901,7 @@ cdef class FutureCore:
         cdef si_msg msg
         if self.decoded:
             return 0
-        _drain_output(self.pool)
+        _drain_output(self.pool, self.context)
         while not self.decoded and self.decoder is not None:
             self._await_decoder()
         if self.decoded:
@@ -1154,19 +1154,25 @@ cdef object _failure(si_context *cx, si_msg *msg):
         return _errors().RemoteError(f"a worker's exception could not be read: {exc!r}")
 
 
-cdef int _drain_output(si_pool *pool) except -1:
-    """Write what tasks printed to this interpreter's streams."""
-    cdef si_output *o = si_pool_take_output(pool)
+cdef int _drain_output(si_pool *pool, Context context) except -1:
+    """Write what tasks printed to this interpreter's streams, if it made the pool."""
+    cdef si_output *o = si_pool_take_output(pool, context.cx.interp_id)
     cdef si_output *following
     if o == NULL:
         return 0
     import sys
     while o != NULL:
-        text = PyBytes_FromStringAndSize(o.data, <Py_ssize_t>o.n).decode("utf-8", "surrogateescape")
-        stream = sys.stdout if o.stream == 1 else sys.stderr
+        data = PyBytes_FromStringAndSize(o.data, <Py_ssize_t>o.n)
+        number = o.stream
         following = o.next
         free(o)
         o = following
+        if number == 3:
+            from subinterp import _logs
+            _logs.deliver(data)
+            continue
+        text = data.decode("utf-8", "surrogateescape")
+        stream = sys.stdout if number == 1 else sys.stderr
         try:
             stream.write(text)
             stream.flush()
@@ -1230,7 +1236,7 @@ cdef class _Notifier:
                     self._handle(node)
                     continue
                 for handle in list(self.forwarding):
-                    _drain_output((<_PoolHandle>handle).pool)
+                    _drain_output((<_PoolHandle>handle).pool, self.context)
                 if st == SI_CLOSED or self.stopping:
                     break
                 deadline = si_now() + <int64_t>(linger * 1e9)
@@ -1260,7 +1266,7 @@ cdef class _Notifier:
                     self.outstanding -= 1
                     Py_DECREF(fut)
                     si_task_release(t)
-                    _drain_output(fut.pool)
+                    _drain_output(fut.pool, self.context)
                     fut._publish()
                 else:
                     si_task_release(t)
@@ -1500,7 +1506,7 @@ cdef class PoolCore:
             if notifier is not None and self.forwarder in notifier.forwarding:
                 notifier.forwarding.remove(self.forwarder)
                 notifier.outstanding -= 1
-            _drain_output(self.forwarder.pool)
+            _drain_output(self.forwarder.pool, self.context)
             self.forwarder = None
         return 0
 
@@ -1541,7 +1547,7 @@ cdef class PoolCore:
             raise
         self._adopt(pool)
         self.owner = True
-        if pool.forward_output:
+        if pool.forward_output or boot["logging"] is not None:
             self._start_forwarding()
 
     # ---- encoding -----------------------------------------------------------
@@ -1840,13 +1846,110 @@ cdef class PoolCore:
         while True:
             with nogil:
                 st = si_pool_join(self.pool, deadline)
-            _drain_output(self.pool)
+            _drain_output(self.pool, self.context)
             if st == SI_OK or st == SI_FORKED:
                 self._stop_forwarding()
                 return True
             if st == SI_TIMEOUT:
                 return False
             PyErr_CheckSignals()
+
+    # ---- observing ------------------------------------------------------------
+
+    def _look(self):
+        """(tasks queued, counts of workers that are gone, a tuple for each worker)."""
+        cdef int64_t gone[128]              # SI_N_COUNTS, and some
+        cdef uint32_t n_queued = 0
+        cdef int n, i, room
+        cdef si_worker_view *views
+        cdef list workers = []
+        self._need_pool()
+        if self.pool.generation != si_generation():
+            return 0, [0] * SI_N_COUNTS, workers   # in the child of a fork
+        room = self.pool.n_workers + 8
+        while True:
+            views = <si_worker_view *>malloc(<size_t>room * sizeof(si_worker_view))
+            if views == NULL:
+                raise MemoryError
+            with nogil:
+                n = si_pool_look(self.pool, views, room, gone, &n_queued)
+            if n <= room:
+                break
+            free(views)
+            room = n + 8
+        for i in range(n - 1, -1, -1):
+            workers.append((
+                views[i].index, _state_name(views[i].state), views[i].thread_id,
+                None if views[i].interp_id < 0 else views[i].interp_id,
+                None if views[i].memory < 0 else views[i].memory, views[i].since,
+                [views[i].count[j] for j in range(SI_N_COUNTS)],
+            ))
+        free(views)
+        return n_queued, [gone[j] for j in range(SI_N_COUNTS)], workers
+
+    def _worker_threads(self):
+        """(index, state, native thread, ns in this state or -1) of each worker."""
+        cdef int n, i, room
+        cdef si_worker_thread *threads
+        self._need_pool()
+        if self.pool.generation != si_generation():
+            return []
+        room = self.pool.n_workers + 64
+        while True:
+            threads = <si_worker_thread *>malloc(<size_t>room * sizeof(si_worker_thread))
+            if threads == NULL:
+                raise MemoryError
+            with nogil:
+                n = si_workers_of(self.pool, threads, room)
+            if n <= room:
+                break
+            free(threads)
+            room = n + 64
+        found = [
+            (threads[i].index, _state_name(threads[i].state), threads[i].thread_id,
+             threads[i].since)
+            for i in range(n - 1, -1, -1)
+        ]
+        free(threads)
+        return found
+
+    def _dump_worker(self, int64_t thread_id, int signum, double seconds):
+        """Have a worker's stack written: between dump_begin and dump_end.
+
+        Returns "" once it is there, or why it is not.
+        """
+        cdef int number
+        cdef bint sent
+        cdef si_ret st = SI_TIMEOUT
+        cdef int64_t deadline = si_now() + <int64_t>(seconds * 1e9)
+        with nogil:
+            number = si_dump_ask()
+            sent = si_worker_signal(self.pool, thread_id, signum, number)
+            if sent:
+                st = si_dump_wait(deadline)
+        if not sent:
+            return "it is ending"
+        return "" if st == SI_OK else "no answer: the thread blocks signals, or hangs in the kernel"
+
+    def _trace(self, size_t max_tasks):
+        """Begin a trace."""
+        cdef TraceCore trace = TraceCore.__new__(TraceCore)
+        self._need_pool()
+        if self.pool.generation != si_generation():
+            _check(SI_FORKED)
+        trace.trace = si_trace_new(max_tasks)
+        if trace.trace == NULL:
+            raise MemoryError
+        if not si_pool_trace(self.pool, trace.trace):
+            raise RuntimeError("the pool is being traced already: stop that trace first")
+        si_pool_retain(self.pool)
+        trace.pool = self.pool
+        trace.begun = trace.trace.begun
+        return trace
+
+    @property
+    def _name(self):
+        return (<bytes>self.pool.name).decode("utf-8", "replace") if self.pool != NULL else ""
 
     @property
     def _id(self):
@@ -1872,6 +1975,98 @@ cdef class PoolCore:
 
     def __reduce__(self):
         return _pool_by_id, (_process_token(), self._id)
+
+
+cdef object _state_name(uint32_t state):
+    if state == SI_W_STARTING:
+        return "starting"
+    if state == SI_W_IDLE:
+        return "idle"
+    if state == SI_W_RUNNING:
+        return "running"
+    if state == SI_W_FINISHING or state == SI_W_ENDING:
+        return "ending"
+    if state == SI_W_ABANDONED or state == SI_W_JAILED:
+        return "abandoned"
+    return "ended"
+
+
+cdef class TraceCore:
+    """A trace of one pool, until it is stopped; then what is in it."""
+    cdef si_trace *trace
+    cdef si_pool *pool
+    cdef si_trace_segment *at
+    cdef readonly int64_t begun, ended  # ns
+
+    def __dealloc__(self):
+        self._end()
+        if self.trace != NULL:
+            si_trace_release(self.trace)
+
+    cdef void _end(self) noexcept:
+        if self.pool != NULL:
+            if self.pool.generation == si_generation():
+                si_pool_untrace(self.pool, self.trace)
+            si_pool_release(self.pool)
+            self.pool = NULL
+
+    def stop(self):
+        """End it; returns how many tasks found no room. None: it belongs to a forked parent."""
+        if self.pool == NULL or self.pool.generation != si_generation():
+            return None
+        self.ended = si_now()
+        self._end()
+        self.at = si_trace_segments(self.trace)
+        return self.trace.n_dropped
+
+    def read(self):
+        """The next part: (native thread, index of the worker, list of tasks); None: no more.
+
+        A task is (name, kind, ns of the push or 0, thread that pushed it, ns of
+        its beginning, of its end or 0, calls in it, calls that raised).
+        """
+        cdef si_trace_segment *s = self.at
+        cdef si_trace_record *r
+        cdef uint32_t i
+        cdef int64_t end
+        cdef list tasks = []
+        if s == NULL:
+            return None
+        self.at = s.next
+        for i in range(si_trace_count(s)):
+            r = &s.record[i]
+            end = si_trace_end_of(r)
+            tasks.append((
+                (<bytes>si_trace_name_of(r)).decode("utf-8", "replace"), r.kind,
+                r.pushed, r.pushed_by, r.begin, end,
+                r.n_items, r.n_failed if end else 0,
+            ))
+        return s.thread_id, s.index, tasks
+
+
+def meter_layout():
+    """Where the counts of `_look` are, by name, and how many buckets there are."""
+    return {
+        "done": SI_N_DONE, "failed": SI_N_FAILED, "in": SI_N_IN, "out": SI_N_OUT,
+        "busy": SI_N_BUSY, "idle": SI_N_IDLE, "run": SI_N_RUN, "wait": SI_N_WAIT,
+        "buckets": SI_BUCKETS,
+    }
+
+
+def dump_signal():
+    """The number of a signal that nobody uses, for dumps; -1: there is none."""
+    return si_dump_signal()
+
+
+def dump_begin(int signum):
+    """After faulthandler has installed its handler. False: it is not there."""
+    return si_dump_begin(signum) == SI_OK
+
+
+def dump_end():
+    """Nothing is written from here on."""
+    with nogil:
+        si_dump_end()
 
 
 def _pool_by_id(token, uint64_t id):
@@ -1905,7 +2100,7 @@ def close_pools_of_this_interpreter():
                     while st == SI_INTR:
                         with nogil:
                             st = si_pool_join(p, SI_FOREVER)
-                        _drain_output(p)
+                        _drain_output(p, context)
                         PyErr_CheckSignals()
             finally:
                 si_pool_release(p)
@@ -2395,6 +2590,16 @@ cdef class MapIterator:
 
     # ---- results ------------------------------------------------------------------
 
+    @property
+    def _total(self):
+        """How many results there will be, or None if that is not known."""
+        return self.length if self.length >= 0 else None
+
+    @property
+    def _ended(self):
+        """No more results will come."""
+        return self.closed
+
     def __next__(self):
         if self.owner is None:
             raise TypeError("made by a pool's map")
@@ -2488,7 +2693,7 @@ cdef class MapIterator:
         self.items_in_flight -= t.n_items
         self.bytes_in_flight -= t.weight
         self._learn(t)
-        _drain_output(self.owner.pool)
+        _drain_output(self.owner.pool, self.owner.context)
         word = si_task_word(t) & SI_STATE_MASK
         if word == SI_DONE:
             self.current = t
@@ -4573,6 +4778,7 @@ if si_python.init_module == NULL:
     si_python.init_module = PyInit__core
     si_python.encode = _hook_encode
     si_python.decode = _hook_decode
+    si_measure_memory()
 preimport_datetime = bool(SI_PREIMPORT_DATETIME)
 if (<Context>_context).cx.interp_id == 0:
     import os as _os

@@ -167,9 +167,56 @@ cdef extern from "si_task.h" nogil:
     si_ret si_cq_wait(si_cq *q, int64_t deadline, si_spin *spin)
 
 
+cdef extern from "si_meter.h" nogil:
+    int SI_BUCKETS, SI_N_DONE, SI_N_FAILED, SI_N_IN, SI_N_OUT, SI_N_BUSY, SI_N_IDLE
+    int SI_N_RUN, SI_N_WAIT, SI_N_COUNTS
+    ctypedef struct si_trace_record:
+        int64_t pushed
+        int64_t begin
+        int32_t pushed_by
+        uint32_t n_items
+        uint32_t n_failed
+        uint8_t kind
+    ctypedef struct si_trace_segment:
+        si_trace_segment *next
+        int64_t thread_id
+        int index
+        si_trace_record *record
+    ctypedef struct si_trace:
+        int64_t begun
+        int64_t n_dropped
+    si_trace *si_trace_new(size_t max_records)
+    void si_trace_release(si_trace *t)
+    si_trace_segment *si_trace_segments(si_trace *t)
+    uint32_t si_trace_count(si_trace_segment *s)
+    int64_t si_trace_end_of(si_trace_record *r)
+    const char *si_trace_name_of(si_trace_record *r)
+
+
+cdef extern from "si_signal.h" nogil:
+    int si_dump_signal()
+    si_ret si_dump_begin(int signum)
+    void si_dump_end()
+    int si_dump_ask()
+    si_ret si_dump_wait(int64_t deadline)
+
+
 cdef extern from "si_pool.h" nogil:
+    ctypedef enum si_worker_state:
+        SI_W_STARTING, SI_W_IDLE, SI_W_RUNNING, SI_W_FINISHING, SI_W_ENDING, SI_W_ENDED
+        SI_W_ABANDONED, SI_W_JAILED, SI_W_PARKED
+    ctypedef struct si_worker_view:
+        int index
+        uint32_t state
+        int64_t thread_id, interp_id, memory, since
+        int64_t *count
+    ctypedef struct si_worker_thread:
+        int index
+        uint32_t state
+        int64_t thread_id, since
     ctypedef struct si_pool:
         uint64_t id
+        char *name
         uint32_t generation
         int max_workers
         int n_workers
@@ -192,6 +239,12 @@ cdef extern from "si_pool.h" nogil:
     void si_pool_retain(si_pool *p)
     void si_pool_release(si_pool *p)
     si_pool *si_pool_find(uint64_t id)
+    int si_pool_look(si_pool *p, si_worker_view *views, int max, int64_t *gone,
+                     uint32_t *n_queued)
+    int si_workers_of(si_pool *p, si_worker_thread *threads, int max)
+    bint si_worker_signal(si_pool *p, int64_t thread_id, int signum, int value)
+    bint si_pool_trace(si_pool *p, si_trace *t)
+    void si_pool_untrace(si_pool *p, si_trace *t)
     si_ret si_pool_push(si_pool *p, si_task *t)
     si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
     void si_pool_close(si_pool *p, bint cancel, bint give_up)
@@ -202,7 +255,8 @@ cdef extern from "si_pool.h" nogil:
     si_ret si_pool_wait_task(si_pool *p, si_worker *me, si_task *t, int64_t deadline, bint slice)
     si_ret si_pool_wait_cq(si_pool *p, si_worker *me, si_cq *q, int64_t deadline, bint slice)
     si_worker *si_worker_self()
-    si_output *si_pool_take_output(si_pool *p)
+    si_output *si_pool_take_output(si_pool *p, int64_t interp_id)
+    void si_measure_memory()
     void si_exit_abandon(int64_t grace_ns)
     bint si_pool_tell_broken(si_pool *p)
     bint si_pool_given_up(si_pool *p)

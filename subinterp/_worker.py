@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 # The parts of a worker that need more than its thread: set by `boot`, for each pool.
+_emit: "Callable[[int, Any, bool], int]"
+_log_levels: "dict[str, Any] | None" = None  # `logging_to_main`: what `_logs.begin` needs
 _index = 0
 _pool_name = ""
 _thread_id = 0
@@ -50,7 +52,9 @@ class _CoreFinder:
         self, name: str, path: object = None, target: object = None
     ) -> "ModuleSpec | None":
         if name == "threading":
-            return _threading_spec(name)
+            return _spec_with_step(name, _adopt_thread)
+        if name == "logging" and _log_levels is not None:
+            return _spec_with_step(name, _send_records)
         if name != "subinterp._core":
             return None
         loader: Any = self
@@ -109,12 +113,12 @@ class _AfterExec:
         self.step(module)
 
 
-def _threading_spec(name: str) -> "ModuleSpec | None":
+def _spec_with_step(name: str, step: "Callable[[ModuleType], None]") -> "ModuleSpec | None":
     from importlib.machinery import PathFinder
 
     spec: Any = PathFinder.find_spec(name)
     if spec is not None and spec.loader is not None:
-        spec.loader = _AfterExec(spec.loader, _adopt_thread)
+        spec.loader = _AfterExec(spec.loader, step)
     found: ModuleSpec | None = spec
     return found
 
@@ -146,11 +150,11 @@ def boot(
     dirty: memoryview,
     create_core: "Callable[[ModuleSpec], ModuleType]",
     exec_core: "Callable[[ModuleType], None]",
-    emit: "Callable[[int, Any], int]",
+    emit: "Callable[[int, Any, bool], int]",
 ) -> None:
     """Set the interpreter, new or renewed, up as its pool's options say."""
     global _index, _pool_name, _thread_id, _dirty, _pristine, _installed
-    global _extensions_hint
+    global _extensions_hint, _emit, _log_levels
     if _pristine is None:
         _pristine = _Pristine()
     _installed = tuple(payload["installed"])
@@ -174,7 +178,13 @@ def boot(
         sys.setswitchinterval(payload["switch_interval"])
     if payload["recursion_limit"] != sys.getrecursionlimit():
         sys.setrecursionlimit(payload["recursion_limit"])
-    _open_streams(payload["streams"], emit)
+    _emit = emit
+    _open_streams(payload["streams"])
+    _log_levels = payload["logging"]
+    if _log_levels is not None and ("logging" in sys.modules or _log_levels["warnings"]):
+        import logging
+
+        _send_records(logging)
 
 
 def _pattern(text: "str | None", flags: "int | None") -> "Any":
@@ -239,12 +249,25 @@ def _put_filters(warnings: "Any", filters: "list[Any]", rebuilt: "list[Any]") ->
 # looks at.
 
 
-class _Forward(io.RawIOBase):
-    """Hands bytes to the creator's interpreter, which writes them to its stream."""
+#
+# Lines of several workers, and of several threads of one, must not be mixed. So
+# a thread's line is kept until it is whole (`_Text`), and only whole lines go
+# out, each lot at once (`_Lines`), unless a flush is asked for.
 
-    def __init__(self, fd: int, emit: "Callable[[int, Any], int]") -> None:
+# A longer line is not kept together.
+_LONGEST = 1 << 20
+
+
+class _Lines(io.RawIOBase):
+    """Writes to a file descriptor, or hands to the creator's interpreter, whole lines."""
+
+    def __init__(self, fd: int, name: str, forward: bool) -> None:
         self._fd = fd
-        self._emit = emit
+        self._emit = _emit
+        self._forward = forward
+        self._held = b""
+        self.name = name
+        self.mode = "wb"
 
     def writable(self) -> bool:
         return True
@@ -252,8 +275,33 @@ class _Forward(io.RawIOBase):
     def fileno(self) -> int:
         return self._fd
 
+    def isatty(self) -> bool:
+        if self._forward:
+            return False
+        import posix
+
+        return posix.isatty(self._fd)
+
+    def _out(self, data: bytes) -> None:
+        self._emit(self._fd, data, self._forward)
+
     def write(self, data: "Any", /) -> int:
-        return self._emit(self._fd, data)
+        new = bytes(data)
+        end = new.rfind(b"\n") + 1
+        if not end and len(self._held) + len(new) > _LONGEST:
+            end = len(new)
+        if end:
+            whole = self._held + new[:end]
+            self._held = b""  # also if it cannot be written
+            self._out(whole)
+        self._held += new[end:]
+        return len(new)
+
+    def flush(self) -> None:
+        super().flush()
+        rest, self._held = self._held, b""
+        if rest:
+            self._out(rest)
 
 
 class _Buffered(io.BufferedWriter):
@@ -261,28 +309,50 @@ class _Buffered(io.BufferedWriter):
         _dirty[0] = 1
         return super().write(data)
 
+    def flush(self) -> None:
+        super().flush()
+        self.raw.flush()
+
 
 class _Text(io.TextIOWrapper):
+    def __init__(self, *args: "Any", **kwargs: "Any") -> None:
+        super().__init__(*args, **kwargs)
+        # What each thread has begun of a line.
+        self._begun: dict[int, str] = {}
+
     def write(self, text: str, /) -> int:
         _dirty[0] = 1
-        return super().write(text)
+        if self.write_through or not isinstance(text, str):
+            return super().write(text)
+        me = _thread.get_ident()
+        begun = self._begun.pop(me, "") + text
+        end = len(begun) if len(begun) > _LONGEST else begun.rfind("\n") + 1
+        if end < len(begun):
+            self._begun[me] = begun[end:]
+        if end:
+            super().write(begun[:end])
+        return len(text)
+
+    def flush(self) -> None:
+        if self._begun:
+            # Not sys._current_frames(): it makes frame objects of all interpreters' threads here.
+            others = set(getattr(sys.modules.get("threading"), "_active", ()))
+            others.discard(_thread.get_ident())
+            for thread in [t for t in self._begun if t not in others]:
+                super().write(self._begun.pop(thread, ""))
+        super().flush()
 
 
-def _open_streams(options: "dict[str, Any]", emit: "Callable[[int, Any], int]") -> None:
-    raw: Any
+def _open_streams(options: "dict[str, Any]") -> None:
     for fd, name in ((1, "stdout"), (2, "stderr")):
         option = options[name]
         if option is None:
             continue
         old = getattr(sys, name)
-        if option["forward"]:
-            raw = _Forward(fd, emit)
-        elif old is None:
+        if old is None and not option["forward"]:
             continue
-        else:
-            raw = io.FileIO(fd, "w", closefd=False)
         stream = _Text(
-            _Buffered(raw),
+            _Buffered(_Lines(fd, f"<{name}>", option["forward"])),
             encoding=option["encoding"],
             errors=option["errors"],
             line_buffering=fd == 2 or option["line_buffering"],
@@ -300,6 +370,17 @@ def flush() -> None:
             stream.flush()
         except Exception:
             pass
+
+
+# ---- log records -----------------------------------------------------------------
+
+
+def _send_records(logging: "Any") -> None:
+    """Send what is logged here to the creator's interpreter: `logging_to_main`."""
+    from subinterp import _logs
+
+    if _log_levels is not None:
+        _logs.begin(_log_levels, worker_name(), interpreter_id(), _emit)
 
 
 # ---- functions by name --------------------------------------------------------
@@ -483,6 +564,8 @@ def park() -> bool:
     if core is not None:
         core.close_pools_of_this_interpreter()
     flush()
+    if logs := sys.modules.get("subinterp._logs"):
+        logs.end()
     if _pristine is None or _threads_left():
         return False
     _restore_settings(_pristine)

@@ -12,10 +12,14 @@ from concurrent.futures import Executor
 from concurrent.futures import Future as _StandardFuture
 from itertools import count
 from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from subinterp import _core
 from subinterp._policy import Extensions, extension_options
+
+if TYPE_CHECKING:
+    from subinterp._progress import Progress
+    from subinterp.observing import PoolStats, Trace
 
 __all__ = ["Future", "InterpreterPool"]
 
@@ -172,7 +176,8 @@ def _stream_options(name: str) -> dict[str, Any] | None:
         "forward": forward,
         "encoding": "utf-8" if forward else stream.encoding,
         "errors": "surrogateescape" if forward else stream.errors,
-        "line_buffering": bool(getattr(stream, "line_buffering", False)),
+        "line_buffering": bool(getattr(stream, "line_buffering", False))
+        or (not forward and bool(getattr(stream, "write_through", False))),
     }
 
 
@@ -207,7 +212,13 @@ def _creation_key(options: dict[str, Any]) -> str:
     return f"{extensions['default']} {sorted(extensions['modules'].items())}"
 
 
-def _boot_options(name: str, extensions: Extensions) -> dict[str, Any]:
+def _log_levels() -> dict[str, Any]:
+    from subinterp import _logs
+
+    return _logs.levels()
+
+
+def _boot_options(name: str, extensions: Extensions, logging_to_main: bool) -> dict[str, Any]:
     stdout, stderr = _stream_options("stdout"), _stream_options("stderr")
     options, hint = extension_options(extensions)
     return {
@@ -226,6 +237,7 @@ def _boot_options(name: str, extensions: Extensions) -> dict[str, Any]:
         if sys.getswitchinterval() == 0.005
         else float(sys.getswitchinterval()),
         "recursion_limit": sys.getrecursionlimit(),
+        "logging": _log_levels() if logging_to_main else None,
         "streams": {
             "stdout": stdout,
             "stderr": stderr,
@@ -263,6 +275,11 @@ class InterpreterPool(_core.PoolCore, Executor):
         which is safe only for those that share nothing behind Python's back.
         A mapping gives a mode ("auto", "copy", "native", "strict" or "refuse")
         for names of modules; a name covers its submodules, "*" the rest.
+    logging_to_main : bool
+        Records that workers log are handled by the loggers and handlers of the
+        interpreter that makes the pool (as a rule the main one), at its levels;
+        they have the worker's name (`threadName`, `worker`) and the number of
+        its interpreter (`interpreter`).
 
     Raises
     ------
@@ -301,6 +318,7 @@ class InterpreterPool(_core.PoolCore, Executor):
         initargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = None,
         extensions: Extensions = "auto",
+        logging_to_main: bool = False,
     ) -> None:
         if max_workers is None:
             max_workers = usable_cpus()
@@ -318,7 +336,7 @@ class InterpreterPool(_core.PoolCore, Executor):
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
         name = thread_name_prefix or f"interp{next(_pool_numbers)}"
-        options = _boot_options(name, extensions)
+        options = _boot_options(name, extensions, bool(logging_to_main))
         _prepare_interpreter()
         self._open(
             max_workers,
@@ -337,6 +355,7 @@ class InterpreterPool(_core.PoolCore, Executor):
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
+        progress: Progress = False,
     ) -> Iterator[_T]:
         """Apply a function to the items of iterables, results in order.
 
@@ -354,6 +373,11 @@ class InterpreterPool(_core.PoolCore, Executor):
         buffersize : int, optional
             Items taken from the input whose results have not been read yet,
             at most. None: a few chunks for each worker.
+        progress : bool, class or callable
+            True: a bar of tqdm, which must be installed. A class (or a
+            `functools.partial` of one): used as tqdm's, called with ``total``.
+            Another callable: called as ``progress(done, total)`` after each
+            result is read; ``total`` is None if the input's length is not known.
 
         Returns
         -------
@@ -367,6 +391,8 @@ class InterpreterPool(_core.PoolCore, Executor):
             From the iterator, if the time is over.
         NotSendableError
             If an item cannot be sent; names it.
+        ImportError
+            If `progress` is True and there is no tqdm.
         BaseException
             From the iterator, what a call raised; it ends the iterator, and
             chunks not begun are cancelled.
@@ -383,10 +409,20 @@ class InterpreterPool(_core.PoolCore, Executor):
             raise TypeError("buffersize must be an integer or None")
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
-        return self._map(fn, iterables, timeout, chunksize, buffersize, False, False)
+        if not progress:
+            return self._map(fn, iterables, timeout, chunksize, buffersize, False, False)
+        check, tracked = _progress()
+        check(progress)
+        results = self._map(fn, iterables, timeout, chunksize, buffersize, False, False)
+        return tracked(results, progress, False)
 
     def imap_unordered(
-        self, fn: Callable[[Any], _T], iterable: Iterable[Any], chunksize: int | None = None
+        self,
+        fn: Callable[[Any], _T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: Progress = False,
     ) -> Iterator[_T]:
         """Apply a function to the items of an iterable, results as they come.
 
@@ -399,6 +435,8 @@ class InterpreterPool(_core.PoolCore, Executor):
         chunksize : int, optional
             Items sent to a worker at a time. None: chosen from the time that
             earlier items took.
+        progress : bool, class or callable
+            As for `map`; an item that raised counts as well.
 
         Returns
         -------
@@ -419,13 +457,20 @@ class InterpreterPool(_core.PoolCore, Executor):
         Reading a result blocks, with the interpreter's lock released.
         """
         _check_positive("chunksize", chunksize)
-        return self._map(fn, (iterable,), None, chunksize, None, False, True)
+        if not progress:
+            return self._map(fn, (iterable,), None, chunksize, None, False, True)
+        check, tracked = _progress()
+        check(progress)
+        results = self._map(fn, (iterable,), None, chunksize, None, False, True)
+        return tracked(results, progress, True)
 
     def starmap(
         self,
         fn: Callable[..., _T],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
+        *,
+        progress: Progress = False,
     ) -> list[_T]:
         """Apply a function to argument tuples, as `multiprocessing.Pool.starmap`.
 
@@ -438,6 +483,8 @@ class InterpreterPool(_core.PoolCore, Executor):
         chunksize : int, optional
             Calls sent to a worker at a time. None: chosen from the time that
             earlier ones took.
+        progress : bool, class or callable
+            As for `map`.
 
         Returns
         -------
@@ -456,7 +503,112 @@ class InterpreterPool(_core.PoolCore, Executor):
         Blocks until all results are there, with the interpreter's lock released.
         """
         _check_positive("chunksize", chunksize)
-        return list(self._map(fn, (iterable,), None, chunksize, None, True, False))
+        if not progress:
+            return list(self._map(fn, (iterable,), None, chunksize, None, True, False))
+        check, tracked = _progress()
+        check(progress)
+        results = self._map(fn, (iterable,), None, chunksize, None, True, False)
+        return list(tracked(results, progress, False))
+
+    def stats(self) -> PoolStats:
+        """Return what the pool and its workers have done, and do now.
+
+        Returns
+        -------
+        PoolStats
+            Plain values in dataclasses, a copy of this moment.
+
+        Notes
+        -----
+        Does not block, and holds no worker up: workers count for themselves. A call whose result
+        has been read is counted. May be called at any time, also after the
+        shutdown. In the child of a fork everything is zero.
+        """
+        from subinterp import observing
+
+        return observing.stats(self)
+
+    def trace(self, path: str | os.PathLike[str], *, max_tasks: int = 500_000) -> Trace:
+        """Begin to record what workers do, for a file that Perfetto opens.
+
+        The file has the Chrome trace-event format, which https://ui.perfetto.dev
+        and chrome://tracing show: one row a worker, one slice a task, and an
+        arrow from its submission.
+
+        Parameters
+        ----------
+        path : str or path
+            Overwritten.
+        max_tasks : int
+            Tasks recorded at most, in steps of 256 a worker, each in about 130 bytes; what
+            comes later is left out, and how much it was is in the file.
+
+        Returns
+        -------
+        Trace
+            Use it in a `with` statement, or call its `stop`: that writes the file.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be opened.
+        RuntimeError
+            If a trace of this pool is under way.
+        ValueError, TypeError
+            If `max_tasks` is not a positive integer.
+
+        Notes
+        -----
+        Does not block. Only tasks that begin during the trace are in it; an
+        arrow needs a task that was submitted during it. A chunk of a map is one
+        slice. Without a trace under way a task pays nothing for it.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from subinterp import InterpreterPool
+        >>> with tempfile.TemporaryDirectory() as folder, InterpreterPool(2) as pool:
+        ...     with pool.trace(f"{folder}/run.json"):
+        ...         pool.submit(pow, 2, 3).result()
+        8
+        """
+        from subinterp import observing
+
+        return observing.Trace(self, path, max_tasks)
+
+    def dump_tracebacks(self, file: IO[str] | int | None = None) -> None:
+        """Write the Python stack of every worker, without stopping any.
+
+        Also of those that wait in C, keep their interpreter's lock, or were
+        left behind.
+
+        Parameters
+        ----------
+        file : text file or int, optional
+            Where to write: something with a `write` method, or a file
+            descriptor. None: ``sys.stderr``.
+
+        Raises
+        ------
+        RuntimeError
+            If it is not called in the main interpreter, no real-time signal
+            is free, or CPython is older than 3.13.10 or 3.14.1: its
+            faulthandler may crash.
+        TypeError
+            If `file` is something else.
+
+        Notes
+        -----
+        Each worker's thread is sent a real-time signal that nobody else uses, and
+        has CPython's `faulthandler` write its stack. System calls are
+        restarted after it, as far as the system does that: what a C library
+        waits for with `poll` or `sleep` may come back early, with EINTR. Blocks
+        until all have written, at most a second for each one that does not
+        answer; the interpreter's lock is released.
+        """
+        from subinterp import observing
+
+        observing.dump_tracebacks(self, file)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, and let the workers end.
@@ -489,6 +641,12 @@ class InterpreterPool(_core.PoolCore, Executor):
         state = "broken" if self._broken else "shut down" if self._is_closing else "open"
         workers = f"{self._n_workers} of {self._max_workers} workers"
         return f"<InterpreterPool {self._id}: {workers}, {state}>"
+
+
+def _progress() -> tuple[Callable[[object], None], Callable[..., Iterator[Any]]]:
+    from subinterp import _progress
+
+    return _progress.check, _progress.Tracked
 
 
 def _check_positive(name: str, value: int | None) -> None:

@@ -831,3 +831,46 @@ class CallsOnLoad:
 
 def return_calls_on_load():
     return [CallsOnLoad(), bytearray(b"x" * 200_000), "s" * 1000]
+
+
+# Observing --------------------------------------------------------------------
+
+
+def log_records(name):
+    import logging
+
+    log = logging.getLogger(name)
+    log.info("one %d", 1)
+    log.debug("two")
+    try:
+        raise ZeroDivisionError("x")
+    except ZeroDivisionError:
+        log.exception("raised")
+    log.warning("odd", extra={"extra": object()})
+
+
+def hold_lock_in_c(seconds):
+    """Run C code that does not let go of the interpreter's lock."""
+    import ctypes
+
+    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000) % 1_000_000 or 999_999)
+
+
+def keep_objects(n):
+    import builtins
+
+    builtins.kept = [i + 0.5 for i in range(n)]
+
+
+def drop_objects():
+    import builtins
+
+    del builtins.kept
+
+
+def keep_objects_in_a_thread(n):
+    import threading
+
+    thread = threading.Thread(target=keep_objects, args=(n,))
+    thread.start()
+    thread.join()

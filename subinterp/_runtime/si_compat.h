@@ -24,6 +24,11 @@
  * prototypes stand here so that no internal struct layout is compiled in:
  * layouts differ between patch releases (3.13.0 and 3.13.18). */
 extern const char *_PyMem_GetCurrentAllocatorName(void);
+static inline bool si_has_arenas(void)
+{
+    const char *name = _PyMem_GetCurrentAllocatorName();
+    return name && strncmp(name, "pymalloc", 8) == 0;
+}
 extern char _PyRuntime[]; /* really a _PyRuntimeState; read through its debug offsets */
 
 /* The first fields of _Py_DebugOffsets, the same in 3.13, 3.14 and 3.15

@@ -37,6 +37,7 @@ typedef struct si_context {
     si_handle *ledger;
     struct si_sync_handle *syncs;   /* locks and the like that have an object here (si_sync.h) */
     struct si_sync_handle *orphans; /* locks held here that have none any more */
+    _Atomic int64_t arena_bytes;    /* memory of small objects, in workers; see si_worker.c */
     _Atomic(struct si_cq *) notices;      /* completed tasks that Python observes; NULL until asked
                                        for; written under the interpreter's lock */
 

@@ -1,6 +1,8 @@
 #include "si_pool.h"
 #include "si_spare.h"
 
+#include <unistd.h>
+
 /* A worker whose interpreter's end hangs (a thread that a task left behind)
  * is given this long before it is left where it is. */
 #define FINISH_GRACE 1000000000LL
@@ -79,6 +81,8 @@ static void pool_free(si_pool *p)
     si_msg_clear(&p->boot);
     si_msg_clear(&p->initializer);
     si_msg_clear(&p->reason);
+    if (p->trace)
+        si_trace_release(p->trace);
     free(p->key);
     free(p);
 }
@@ -147,6 +151,7 @@ size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
 typedef struct {
     si_worker *wake;
     si_worker *start;
+    si_trace *drop;
 } after_unlock;
 
 static void wake_worker(si_worker *w)
@@ -171,6 +176,11 @@ static si_worker *add_worker(si_pool *p)
     si_worker *w = calloc(1, sizeof *w);
     if (!w)
         return NULL;
+    w->meter = si_meter_new();
+    if (!w->meter) {
+        free(w);
+        return NULL;
+    }
     atomic_init(&w->refs, 2);   /* the thread's and the list's */
     si_pool_retain(p);
     w->pool = p;
@@ -205,6 +215,8 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace);
 
 static void carry_out(si_pool *p, after_unlock *a)
 {
+    if (a->drop)
+        si_trace_release(a->drop);
     if (a->wake)
         wake_worker(a->wake);
     si_ret st = a->start ? si_worker_start(a->start) : SI_OK;
@@ -233,6 +245,19 @@ static si_ret refuse(si_pool *p)
     return SI_OK;
 }
 
+/* When a task is queued. Reading the clock for each would be felt if they are
+ * short: then for one in 64. */
+#define STAMP_SHORT 63
+
+static void stamp_locked(si_pool *p, si_task *t)
+{
+    if (p->trace)
+        t->pushed_by = (int32_t)gettid();
+    else if (p->n_pushed++ & atomic_load_explicit(&p->stamp_mask, memory_order_relaxed))
+        return;
+    t->pushed = si_now();
+}
+
 static si_ret push_locked(si_pool *p, si_task *t)
 {
     if (p->broken)
@@ -241,6 +266,7 @@ static si_ret push_locked(si_pool *p, si_task *t)
         return SI_SHUTDOWN;
     t->pool = p;
     t->node.next = NULL;
+    stamp_locked(p, t);
     if (p->tail) {
         p->tail->next = &t->node;
         p->tail = &t->node;
@@ -308,6 +334,7 @@ si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
             si_task *t = tasks[(*n)++];
             t->pool = p;
             t->node.next = NULL;
+            stamp_locked(p, t);
             if (w->inbox_tail)
                 w->inbox_tail->next = &t->node;
             else
@@ -330,9 +357,16 @@ si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
 
 /* ---- the worker's side ----------------------------------------------------- */
 
-static si_task *take_locked(si_pool *p, si_worker *w)
+static si_task *take_locked(si_pool *p, si_worker *w, after_unlock *a)
 {
     si_node *node;
+    if (w->trace != p->trace) {
+        a->drop = w->trace;
+        w->trace = p->trace;
+        w->segment = NULL;
+        if (w->trace)
+            si_trace_retain(w->trace);
+    }
     if (w->inbox_head) {
         node = w->inbox_head;
         w->inbox_head = node->next;
@@ -349,14 +383,15 @@ static si_task *take_locked(si_pool *p, si_worker *w)
     return (si_task *)node;
 }
 
-static bool spin_for_work(si_pool *p, si_worker *w)
+/* `now`: read a moment ago. */
+static bool spin_for_work(si_pool *p, si_worker *w, int64_t now)
 {
     if (si_cores < 2 || p->n_workers > si_cores)
         return false;
     int64_t budget = si_spin_budget(&p->worker_spin);
     if (budget <= 0 || atomic_exchange(&p->spinning, true))
         return false;
-    int64_t until = si_now() + budget;
+    int64_t until = now + budget;
     bool found = false;
     do {
         for (int i = 0; i < 32 && !found; i++) {
@@ -376,7 +411,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 {
     after_unlock a = {0};
     si_lock(&p->mu);
-    si_task *t = take_locked(p, w);
+    si_task *t = take_locked(p, w, &a);
     bool end = !t && (p->closing || p->broken);
     if (t)
         choose(p, &a);
@@ -393,10 +428,10 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         si_maybe_delay();
         /* After a sleep the work is there already: nothing to look for or learn. */
         if (!woken)
-            spin_for_work(p, w);
+            spin_for_work(p, w, si_meter_mark(w->meter));
         a = (after_unlock){0};
         si_lock(&p->mu);
-        t = take_locked(p, w);
+        t = take_locked(p, w, &a);
         end = !t && (p->closing || p->broken);
         if (!t && !end) {
             if (!w->idle) {
@@ -424,7 +459,18 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
             si_spin_learn(&p->worker_spin, true);
     }
     PyEval_RestoreThread(ts);
+    si_meter_waited(w->meter);
     return t;
+}
+
+void si_pool_told(si_pool *p, si_worker *w, int64_t ran)
+{
+    /* Two bounds, so that tasks about as long do not change it all the time. */
+    bool is_long = ran > (w->meter->long_tasks ? 10000 : 20000);
+    if (is_long != w->meter->long_tasks) {
+        w->meter->long_tasks = is_long;
+        atomic_store_explicit(&p->stamp_mask, is_long ? 0 : STAMP_SHORT, memory_order_relaxed);
+    }
 }
 
 bool si_pool_is_over(si_pool *p, si_worker *w)
@@ -467,6 +513,10 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace)
     p->n_workers--;
     p->n_alive--;
     atomic_store(&p->alive, (uint32_t)p->n_alive);
+    int64_t counts[SI_N_COUNTS];
+    (void)si_meter_read(w->meter, counts);
+    for (int i = 0; i < SI_N_COUNTS; i++)
+        p->gone[i] += counts[i];
     si_node *inbox = w->inbox_head;
     w->inbox_head = w->inbox_tail = NULL;
     /* What it leaves in the queue needs somebody else. */
@@ -753,9 +803,9 @@ void si_pool_output(si_pool *p, int stream, const char *data, size_t n)
         si_cq_nudge(p->out_cq);
 }
 
-si_output *si_pool_take_output(si_pool *p)
+si_output *si_pool_take_output(si_pool *p, int64_t interp_id)
 {
-    if (!atomic_load_explicit(&p->has_output, memory_order_acquire)
+    if (!atomic_load_explicit(&p->has_output, memory_order_acquire) || p->creator != interp_id
         || p->generation != si_generation())
         return NULL;
     si_lock(&p->out_mu);
@@ -764,6 +814,82 @@ si_output *si_pool_take_output(si_pool *p)
     atomic_store_explicit(&p->has_output, false, memory_order_relaxed);
     si_unlock(&p->out_mu);
     return o;
+}
+
+/* ---- observing --------------------------------------------------------------- */
+
+int64_t si_worker_since(si_worker *w, uint32_t state, int64_t now)
+{
+    if (state != SI_W_RUNNING && state != SI_W_IDLE)
+        return -1;
+    int64_t since = now - si_meter_mark(w->meter);
+    return since > 0 ? since : 0;
+}
+
+static int look_locked(si_pool *p, si_worker_view *views, int max, int64_t *gone,
+                       uint32_t *n_queued, bool *settled)
+{
+    int n = 0;
+    int64_t now = si_now();
+    *settled = true;
+    *n_queued = p->n_queued;
+    memcpy(gone, p->gone, sizeof p->gone);
+    for (si_worker *w = p->workers; w; w = w->next, n++) {
+        if (n >= max)
+            continue;
+        si_worker_view *v = &views[n];
+        v->index = w->index;
+        v->state = atomic_load(&w->state);
+        v->thread_id = atomic_load_explicit(&w->thread_id, memory_order_relaxed);
+        v->interp_id = w->cx ? w->cx->interp_id : -1;
+        v->memory = w->cx && si_has_arenas() ? atomic_load(&w->cx->arena_bytes) : -1;
+        if (!si_meter_read(w->meter, v->count))
+            *settled = false;
+        v->since = si_worker_since(w, v->state, now);
+    }
+    return n;
+}
+
+int si_pool_look(si_pool *p, si_worker_view *views, int max, int64_t *gone, uint32_t *n_queued)
+{
+    bool settled = false;
+    int n = 0;
+    /* A worker that was stopped between the end of a task and the note of its
+     * time gets a moment; then it is taken as it is. */
+    for (int tries = 0; tries < 20 && !settled; tries++) {
+        if (tries)
+            usleep(100);
+        si_lock(&p->mu);
+        n = look_locked(p, views, max, gone, n_queued, &settled);
+        si_unlock(&p->mu);
+    }
+    return n;
+}
+
+bool si_pool_trace(si_pool *p, si_trace *t)
+{
+    si_lock(&p->mu);
+    bool free_ = !p->trace;
+    if (free_) {
+        si_trace_retain(t);
+        p->trace = t;
+    }
+    si_unlock(&p->mu);
+    return free_;
+}
+
+void si_pool_untrace(si_pool *p, si_trace *t)
+{
+    si_lock(&p->mu);
+    bool mine = p->trace == t;
+    if (mine) {
+        p->trace = NULL;
+        /* Those that sleep look, and let go of it. */
+        wake_all_locked(p);
+    }
+    si_unlock(&p->mu);
+    if (mine)
+        si_trace_release(t);
 }
 
 void si_pools_after_fork(void)

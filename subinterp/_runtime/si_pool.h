@@ -18,7 +18,7 @@
 
 #include <pthread.h>
 
-#include "si_task.h"
+#include "si_meter.h"
 
 typedef struct si_pool si_pool;
 
@@ -65,12 +65,17 @@ typedef struct si_worker {
     unsigned char dirty;        /* a stream of this interpreter holds text; written by Python through a memoryview */
     struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
     int64_t n_done;
+    si_trace *trace;            /* the pool's, as it was when the worker last looked; one reference */
+    si_trace_segment *segment;  /* that it fills; owned by `trace` */
+    si_trace_record *record;    /* of the task that runs; NULL: none */
+
+    si_meter *meter;            /* owned; constant; NULL: parked */
 
     /* while parked, without a pool */
     struct si_worker *park_next;    /* guarded by park_mu */
     struct si_worker *tenant;       /* written before the order to serve it is given */
     char *key;                      /* the pool's it was made for; owned; constant */
-    int64_t thread_id;              /* of the native thread; constant */
+    _Atomic int64_t thread_id;      /* of the native thread; 0: not there yet */
 } si_worker;
 
 struct si_pool {
@@ -93,6 +98,10 @@ struct si_pool {
     _Alignas(64) si_mutex mu;   /* guards what follows, up to `spinning` */
     si_node *head, *tail;
     uint32_t n_queued;
+    uint32_t n_pushed;          /* wraps around */
+    si_trace *trace;            /* one reference; NULL: none is under way */
+    _Atomic uint32_t stamp_mask;    /* the time is noted of pushes whose number has none of these
+                                   bits: a hint, written by workers as their tasks get long or short */
     _Atomic int n_workers;      /* started and not ended; spinners read it without the lock */
     int n_alive;                /* of them, those that still run or may run tasks */
     int n_starting;
@@ -108,6 +117,8 @@ struct si_pool {
                                    Set without the lock, read under it; see next_task */
     _Atomic(si_node *) hint;    /* == head, for spinners to look at without the lock */
 
+    int64_t gone[SI_N_COUNTS];  /* counts of workers that are gone; guarded by mu */
+
     _Alignas(64) si_word alive; /* == n_alive; shutdown sleeps on it */
     si_spin worker_spin, caller_spin;
 
@@ -122,7 +133,7 @@ struct si_pool {
 
 typedef struct si_output {
     struct si_output *next;
-    int stream;                 /* 1 stdout, 2 stderr */
+    int stream;                 /* 1 stdout, 2 stderr, 3 log records */
     size_t n;
     char data[];
 } si_output;
@@ -135,6 +146,39 @@ static inline void si_pool_retain(si_pool *p)
 }
 void si_pool_release(si_pool *p);
 si_pool *si_pool_find(uint64_t id); /* a new reference, or NULL */
+
+/* How long a worker in this state has been running, or waiting; ns; -1: it does neither. */
+int64_t si_worker_since(si_worker *w, uint32_t state, int64_t now);
+
+/* One worker, as a reader sees it. */
+typedef struct {
+    int index;
+    uint32_t state;             /* si_worker_state */
+    int64_t thread_id, interp_id;   /* interp_id: -1: none */
+    int64_t memory;             /* bytes of its interpreter's small objects; -1: not known */
+    int64_t since;              /* si_worker_since */
+    int64_t count[SI_N_COUNTS];
+} si_worker_view;
+
+/* Look at the workers, the last one made first: up to `max`; returns how many
+ * there are. `gone` gets the counts of those that are not there any more. */
+int si_pool_look(si_pool *p, si_worker_view *views, int max, int64_t *gone, uint32_t *n_queued);
+/* A worker's thread, those included that were left behind. */
+typedef struct {
+    int index;
+    uint32_t state;
+    int64_t thread_id;      /* 0: not there yet */
+    int64_t since;          /* si_worker_since */
+} si_worker_thread;
+
+/* The threads of a pool's workers, the last one made first: up to `max`; how many there are. */
+int si_workers_of(si_pool *p, si_worker_thread *threads, int max);
+/* Send a signal to a worker's thread. False: it is gone, or about to end its interpreter. */
+bool si_worker_signal(si_pool *p, int64_t thread_id, int signum, int value);
+/* Begin to trace; false: a trace is under way. Takes a reference of its own. */
+bool si_pool_trace(si_pool *p, si_trace *t);
+/* End this trace. Workers let go of it. */
+void si_pool_untrace(si_pool *p, si_trace *t);
 
 /* Queue a task; consumes one reference on success. SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_NOMEM. */
 si_ret si_pool_push(si_pool *p, si_task *t);
@@ -168,6 +212,8 @@ si_worker *si_worker_self(void);
 /* For a worker's thread: the next task (its own lock is released while it
  * waits), or NULL: end. */
 si_task *si_pool_next(si_pool *p, si_worker *w);
+/* A worker's task took `ran` ns: decides of how many the time they wait is noted. */
+void si_pool_told(si_pool *p, si_worker *w, int64_t ran);
 /* There is and will be nothing to do for this worker. */
 bool si_pool_is_over(si_pool *p, si_worker *w);
 /* The worker ends or is left behind: it is not counted any more. */
@@ -177,9 +223,12 @@ bool si_pool_counts(si_pool *p, si_worker *w);
 /* SI_OK; SI_NOMEM; SI_SHUTDOWN: the process exits. */
 si_ret si_worker_start(si_worker *w);
 void si_worker_release(si_worker *w);
+/* From now on, count the memory of workers' interpreters. Once, under an interpreter's lock. */
+void si_measure_memory(void);
 
 void si_pool_output(si_pool *p, int stream, const char *data, size_t n);
-si_output *si_pool_take_output(si_pool *p);
+/* For the interpreter that made the pool: others get nothing. NULL: there is none. */
+si_output *si_pool_take_output(si_pool *p, int64_t interp_id);
 
 /* Entry points of the upper layer, set once at its first load. Each is called
  * with the lock of the interpreter whose context is given, in which the

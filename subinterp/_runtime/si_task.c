@@ -56,6 +56,8 @@ si_task *si_task_new(void)
     t->observer = NULL;
     t->run_ns = 0;
     t->weight = 0;
+    t->pushed = 0;
+    t->pushed_by = 0;
     si_msg_init(&t->msg);
     SI_COUNT_HOT(tasks, 1);
     return t;

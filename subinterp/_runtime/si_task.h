@@ -89,8 +89,10 @@ typedef struct si_task {
     void *pool;             /* compared, never followed: tasks outlive pools */
     struct si_cq *cq;       /* where to post; set before OBSERVED is, one reference */
     PyObject *observer;     /* the future; owned by the observing interpreter's lock */
-    int64_t run_ns;         /* time the call took; written by the worker */
+    int64_t run_ns;         /* time a chunk took; written by the worker */
     size_t weight;          /* SI_CHUNK: bytes of the arguments; its map's, nobody else looks */
+    int64_t pushed;         /* ns; when it was queued; 0: not noted. Constant after the push */
+    int32_t pushed_by;      /* native thread; noted while the pool is traced, else 0 */
     si_msg msg;
 } si_task;
 

@@ -18,6 +18,7 @@
 #include "si_park.h"
 #include "si_channel.h"
 #include "si_extension.h"
+#include "si_signal.h"
 
 #include <marshal.h>
 #include <stdio.h>
@@ -39,8 +40,71 @@ si_worker *si_worker_self(void)
 
 void si_worker_release(si_worker *w)
 {
-    if (atomic_fetch_sub_explicit(&w->refs, 1, memory_order_acq_rel) == 1)
+    if (atomic_fetch_sub_explicit(&w->refs, 1, memory_order_acq_rel) == 1) {
+        if (w->trace)
+            si_trace_release(w->trace);
+        free(w->meter);
         free(w);
+    }
+}
+
+/* ---- memory ------------------------------------------------------------------ */
+
+/* Interpreters share the process's heap, but for objects of up to 512 bytes: each
+ * has arenas of its own for them, of a megabyte. So we stand before the
+ * allocator of arenas. It is called rarely, by threads that are in the
+ * interpreter, or (at the end of one) by the thread that made it. */
+static PyObjectArenaAllocator arenas;
+/* Of an interpreter that this thread is about to make. */
+static __thread int64_t new_arenas;
+
+static void note_arena(int64_t n)
+{
+    if (this_worker) {
+        if (this_worker->cx)
+            atomic_fetch_add(&this_worker->cx->arena_bytes, n);
+        else
+            new_arenas += n;
+        return;
+    }
+    /* A thread that a task started, mostly. */
+    PyThreadState *ts = PyThreadState_GetUnchecked();
+    PyInterpreterState *interp = ts ? PyThreadState_GetInterpreter(ts) : NULL;
+    if (!interp || interp == PyInterpreterState_Main())
+        return;
+    si_lock(&workers_mu);
+    for (si_worker *w = workers; w; w = w->all_next) {
+        uint32_t s = atomic_load(&w->state);
+        /* It is not being made or ended: we are in it. */
+        if ((s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING || s == SI_W_ABANDONED)
+            && w->interp == interp && w->cx) {
+            atomic_fetch_add(&w->cx->arena_bytes, n);
+            break;
+        }
+    }
+    si_unlock(&workers_mu);
+}
+
+static void *new_arena(void *ctx, size_t n)
+{
+    void *p = arenas.alloc(ctx, n);
+    if (p)
+        note_arena((int64_t)n);
+    return p;
+}
+
+static void free_arena(void *ctx, void *p, size_t n)
+{
+    note_arena(-(int64_t)n);
+    arenas.free(ctx, p, n);
+}
+
+void si_measure_memory(void)
+{
+    PyObject_GetArenaAllocator(&arenas);
+    /* The same `ctx`: whoever reads half of the old and half of the new is served well. */
+    PyObjectArenaAllocator ours = {arenas.ctx, new_arena, free_arena};
+    PyObject_SetArenaAllocator(&ours);
 }
 
 /* ---- values ---------------------------------------------------------------- */
@@ -202,30 +266,74 @@ int si_load_core(si_context *cx)
 
 /* ---- streams ---------------------------------------------------------------- */
 
+/* One worker at a time writes to the process's own streams, so that what it
+ * writes at once, whole lines, stays together even if the system takes it in
+ * pieces. It is held while a write blocks, without any interpreter's lock. */
+static si_mutex write_mu;
+
+static int write_all(int fd, const char *data, size_t n)
+{
+    int problem = 0;
+    si_lock(&write_mu);
+    while (n && !problem) {
+        ssize_t done = write(fd, data, n);
+        if (done >= 0) {
+            data += done;
+            n -= (size_t)done;
+        }
+        else if (errno != EINTR)
+            problem = errno;
+    }
+    si_unlock(&write_mu);
+    return problem;
+}
+
+#define STREAM_RECORDS 3
+
 static PyObject *emit(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
-    (void)self;
     Py_buffer b;
-    if (n != 2) {
-        PyErr_SetString(PyExc_TypeError, "emit takes a stream's number and bytes");
+    if (n != 3) {
+        PyErr_SetString(PyExc_TypeError, "emit takes a stream's number, bytes, and whether to forward");
         return NULL;
     }
-    int stream = (int)PyLong_AsLong(args[0]);
-    if ((stream == -1 && PyErr_Occurred()) || PyObject_GetBuffer(args[1], &b, PyBUF_SIMPLE) < 0)
+    int stream = (int)PyLong_AsLong(args[0]), forward = PyObject_IsTrue(args[2]), problem = 0;
+    if ((stream == -1 && PyErr_Occurred()) || forward < 0
+        || PyObject_GetBuffer(args[1], &b, PyBUF_SIMPLE) < 0)
         return NULL;
-    Py_ssize_t len = b.len;
-    if (this_worker && this_worker->pool->forward_output)
-        si_pool_output(this_worker->pool, stream, b.buf, (size_t)len);
+    /* A thread that a task started has none; a stream kept from an earlier pool
+     * writes where this pool's output goes. */
+    si_pool *p = this_worker ? this_worker->pool : PyCapsule_GetPointer(self, NULL);
+    if (stream == STREAM_RECORDS || (forward && p->forward_output)) {
+        if (p->out_cq)
+            si_pool_output(p, stream, b.buf, (size_t)b.len);
+    }
     else {
-        /* A thread that a task started, or a stream kept from an earlier pool. */
         Py_BEGIN_ALLOW_THREADS
-        len = write(stream, b.buf, (size_t)len);
+        problem = write_all(stream, b.buf, (size_t)b.len);
         Py_END_ALLOW_THREADS
     }
+    Py_ssize_t len = b.len;
     PyBuffer_Release(&b);
-    if (len < 0)
+    if (problem) {
+        errno = problem;
         return PyErr_SetFromErrno(PyExc_OSError);
+    }
     return PyLong_FromSsize_t(len);
+}
+
+static void drop_pool(PyObject *capsule)
+{
+    si_pool_release(PyCapsule_GetPointer(capsule, NULL));
+}
+
+/* The pool, for a Python object of one of its workers: its memory stays. */
+static PyObject *pool_capsule(si_pool *p)
+{
+    PyObject *capsule = PyCapsule_New(p, NULL, drop_pool);
+    if (capsule)
+        si_pool_retain(p);
+    return capsule;
 }
 
 static PyMethodDef emit_def = {"emit", (PyCFunction)(void (*)(void))emit, METH_FASTCALL, NULL};
@@ -368,6 +476,25 @@ done:
     return result;
 }
 
+/* For the trace: what the task that runs calls. */
+static void name_record(si_worker *w, PyObject *fn)
+{
+    if (!w->record)
+        return;
+    PyObject *name = PyUnicode_Check(fn) ? Py_NewRef(fn) : NULL;
+    if (!name && (PyObject_GetOptionalAttrString(fn, "__qualname__", &name) < 0
+                  || (name && !PyUnicode_Check(name)))) {
+        PyErr_Clear();
+        Py_CLEAR(name);
+    }
+    const char *text = name ? PyUnicode_AsUTF8(name) : Py_TYPE(fn)->tp_name;
+    if (text)
+        si_trace_name(w->record, text);
+    else
+        PyErr_Clear();
+    Py_XDECREF(name);
+}
+
 static PyObject *call_task(si_worker *w, si_task *t)
 {
     si_context *cx = w->cx;
@@ -375,6 +502,7 @@ static PyObject *call_task(si_worker *w, si_task *t)
     if (t->kind == SI_CALL) {
         if (!(fn = resolve(w, t->function)))
             return NULL;
+        name_record(w, fn);
         if (t->msg.format == SI_FMT_FAST)
             result = call_fast(fn, &t->msg);
         else if ((value = si_value_decode(cx, &t->msg, false))) {
@@ -388,6 +516,7 @@ static PyObject *call_task(si_worker *w, si_task *t)
         if (!(value = si_value_decode(cx, &t->msg, false)))
             return NULL;
         si_msg_clear(&t->msg);
+        name_record(w, PyTuple_GET_ITEM(value, 0));
         if (t->kind == SI_CALL_PICKLED) {
             PyObject *kw = PyTuple_GET_ITEM(value, 2);
             result = PyObject_Call(PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
@@ -434,14 +563,14 @@ static int put_part(si_context *cx, si_msg *out, char tag, PyObject *obj)
 typedef struct {
     si_msg out;
     PyObject *group;    /* list of (failed, value or tree); NULL: not begun */
-    bool failed;
+    uint32_t n_failed;
 } chunk_results;
 
 static int put_failure(si_worker *w, chunk_results *c)
 {
     PyObject *tree = describe_exception(w);
     int bad = -1;
-    c->failed = true;
+    c->n_failed++;
     if (tree) {
         si_encoder e;
         si_encoder_init(&e);
@@ -520,12 +649,14 @@ static int put_group(si_worker *w, chunk_results *c)
 
 /* 0, or -1 with an exception that fails the chunk as a whole. Items that
  * raise do not: each has its own outcome. */
-static int run_chunk(si_worker *w, si_task *t)
+static int run_chunk(si_worker *w, si_task *t, uint32_t *n_failed)
 {
-    chunk_results c = {.group = NULL, .failed = false};
+    chunk_results c = {.group = NULL, .n_failed = 0};
     si_msg_init(&c.out);
     PyObject *items = NULL, *fn = resolve(w, t->function);
     int bad = fn ? 0 : -1;
+    if (fn)
+        name_record(w, fn);
     uint32_t arity = t->arity;
     si_reader r;
     if (!bad && t->msg.format == SI_FMT_FAST)
@@ -581,10 +712,11 @@ static int run_chunk(si_worker *w, si_task *t)
         si_msg_clear(&t->msg);
         si_msg_move(&t->msg, &c.out);
         t->msg.format = SI_FMT_FAST;
-        t->failed_items = c.failed;
+        t->failed_items = c.n_failed > 0;
     }
     else
         si_msg_clear(&c.out);
+    *n_failed = bad ? t->n_items : c.n_failed;
     return bad;
 }
 
@@ -595,13 +727,23 @@ static void run_task(si_worker *w, si_task *t)
         return;
     }
     si_task_state outcome = SI_DONE;
+    si_meter *m = w->meter;
+    /* When the task before it ended, or the wait for this one. */
+    int64_t begin = si_meter_mark(m), end = 0, waited = t->pushed ? begin - t->pushed : -1;
+    size_t in = t->msg.n_parts ? si_msg_weight(&t->msg) : t->msg.len;
+    uint32_t n_calls = 1, n_failed = 0;
+    if (t->pushed && waited < 0)
+        waited = 0;
+    if (w->trace)
+        w->record = si_trace_begin(w->trace, &w->segment, w->thread_id, w->index, t, begin);
     if (t->kind == SI_CHUNK) {
-        int64_t begin = si_now();
-        if (run_chunk(w, t) < 0) {
+        n_calls = t->n_items;
+        if (run_chunk(w, t, &n_failed) < 0) {
             fail_task(w, t);
             outcome = SI_FAILED;
         }
-        t->run_ns = si_now() - begin;
+        end = si_now();
+        t->run_ns = end - begin;
     }
     else {
         PyObject *result = call_task(w, t);
@@ -617,13 +759,23 @@ static void run_task(si_worker *w, si_task *t)
         else {
             fail_task(w, t);
             outcome = SI_FAILED;
+            n_failed = 1;
         }
     }
     /* What the task printed is out before anybody learns that it is done. */
     if (w->dirty)
         flush_streams(w);
     w->n_done++;
+    if (w->record) {
+        /* Before the announcement: who learns of the end finds it in the trace. */
+        end = si_now();
+        si_trace_end(w->record, n_failed, end);
+        w->record = NULL;
+    }
+    si_meter_count(m, n_calls - n_failed, n_failed, in,
+                   t->msg.n_parts ? si_msg_weight(&t->msg) : t->msg.len, waited);
     si_task_finish(t, outcome);
+    si_pool_told(w->pool, w, si_meter_ran(m, end ? end : si_now()));
 }
 
 /* ---- making and ending the interpreter ------------------------------------------ */
@@ -694,7 +846,9 @@ static int make_worker_module(si_worker *w)
     if (dirty) {
         create = PyCFunction_New(&create_core_def, NULL);
         exec = PyCFunction_New(&exec_core_def, NULL);
-        out = PyCFunction_New(&emit_def, NULL);
+        PyObject *capsule = pool_capsule(p);
+        out = capsule ? PyCFunction_New(&emit_def, capsule) : NULL;
+        Py_XDECREF(capsule);
     }
     if (create && exec && out)
         r = PyObject_CallMethod(module, "boot", "OiOOOO", boot, w->index, dirty, create, exec, out);
@@ -828,6 +982,7 @@ static begun create_interpreter(si_worker *w)
         .gil = PyInterpreterConfig_OWN_GIL,
     };
     PyThreadState *ts = NULL;
+    new_arenas = 0;
     PyStatus status = Py_NewInterpreterFromConfig(&ts, &config);
     if (PyStatus_Exception(status) || !ts) {
         char reason[256];
@@ -839,8 +994,10 @@ static begun create_interpreter(si_worker *w)
     w->ts = ts;
     w->interp = PyThreadState_GetInterpreter(ts);
     si_context *cx = si_context_of(w->interp);
-    if (cx)
+    if (cx) {
         si_context_retain(cx);
+        atomic_fetch_add(&cx->arena_bytes, new_arenas);
+    }
     set_context(w, cx);
     if (!w->cx || enter_variables(w->cx) < 0 || make_worker_module(w) < 0) {
         break_with_exception(w, "a worker's interpreter could not be set up");
@@ -997,6 +1154,7 @@ void si_workers_after_fork(void)
 {
     atomic_store(&workers_mu.word, 0);
     atomic_store(&exec_mu.word, 0);
+    atomic_store(&write_mu.word, 0);
     workers = NULL;
     exiting = false;
 }
@@ -1041,10 +1199,14 @@ static void unlist(si_worker *w)
 
 /* ---- parking: see si_park.h -------------------------------------------------------- */
 
+/* As `ps -L` and debuggers show it. The number is never cut. */
 static void name_thread(const char *prefix, int number)
 {
-    char name[16];
-    snprintf(name, sizeof name, "%.11s-%d", prefix, number);
+    char name[16], digits[16];
+    size_t n = (size_t)snprintf(digits, sizeof digits, "-%d", number), room = sizeof name - 1 - n;
+    size_t begin = strlen(prefix) < room ? strlen(prefix) : room;
+    memcpy(name, prefix, begin);
+    memcpy(name + begin, digits, n + 1);
     pthread_setname_np(pthread_self(), name);
 }
 
@@ -1171,6 +1333,7 @@ static si_worker *be_worker(si_worker *w)
     si_worker *parked = NULL;
     bool recycle = false, ended = true, counted_start = true;
     this_worker = w;
+    atomic_store_explicit(&w->thread_id, gettid(), memory_order_relaxed);
     name_thread(p->name[0] ? p->name : "subinterp", w->index);
     do {
         begun r = begin_interpreter(w);
@@ -1183,6 +1346,7 @@ static si_worker *be_worker(si_worker *w)
                 PyEval_SaveThread();
                 halt();
             }
+            si_meter_begin(w->meter);
             recycle = serve(w);
             if (!recycle)
                 parked = leave_pool(w);
@@ -1235,6 +1399,47 @@ si_ret si_worker_start(si_worker *w)
         return SI_NOMEM;
     }
     return SI_OK;
+}
+
+/* ---- looking at workers ------------------------------------------------------------ */
+
+int si_workers_of(si_pool *p, si_worker_thread *threads, int max)
+{
+    int n = 0;
+    int64_t now = si_now();
+    si_lock(&workers_mu);
+    for (si_worker *w = workers; w; w = w->all_next) {
+        if (w->pool != p)
+            continue;
+        if (n < max) {
+            uint32_t state = atomic_load(&w->state);
+            threads[n] = (si_worker_thread){
+                .index = w->index,
+                .state = state,
+                .thread_id = atomic_load_explicit(&w->thread_id, memory_order_relaxed),
+                .since = si_worker_since(w, state, now),
+            };
+        }
+        n++;
+    }
+    si_unlock(&workers_mu);
+    return n;
+}
+
+bool si_worker_signal(si_pool *p, int64_t thread_id, int signum, int value)
+{
+    bool sent = false;
+    /* Under the lock: a thread takes its worker off the list before it ends, or
+     * never ends; so it is there. One that takes its interpreter apart is left alone. */
+    si_lock(&workers_mu);
+    for (si_worker *w = workers; w && !sent; w = w->all_next) {
+        uint32_t s = atomic_load(&w->state);
+        if (w->pool == p && s != SI_W_ENDING && s != SI_W_ENDED && s != SI_W_JAILED
+            && atomic_load_explicit(&w->thread_id, memory_order_relaxed) == thread_id)
+            sent = si_signal_send(thread_id, signum, value);
+    }
+    si_unlock(&workers_mu);
+    return sent;
 }
 
 /* ---- exit ------------------------------------------------------------------------ */
