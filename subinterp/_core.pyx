@@ -119,6 +119,33 @@ cdef int64_t _deadline(object timeout) except -1:
     return si_now() + <int64_t>(seconds * 1e9)
 
 
+cdef int _look_at_signals() except -1:
+    """After a wait that something has cut short: run signal handlers, or, in a task that
+    is interrupted, raise the interruption."""
+    PyErr_CheckSignals()
+    if si_call_take(si_worker_self()):
+        from subinterp._worker import Interrupt
+        raise Interrupt
+    return 0
+
+
+cdef bint _is_stop(exc) except -1:
+    """Ctrl-C, or an interruption of the task that waits: what it waited for shall stop, too."""
+    if isinstance(exc, KeyboardInterrupt):
+        return True
+    from subinterp._worker import Interrupt
+    return isinstance(exc, Interrupt)
+
+
+cdef int _stop_task(si_task *t) except -1:
+    """Cancel a task, or interrupt it if it runs. It is not waited for."""
+    if SI_IS_FINAL(si_task_word(t)) or t.generation != si_generation():
+        return 0
+    with nogil:
+        si_stop_task(t)
+    return 0
+
+
 def check_timeout(timeout):
     """Validate a timeout of a channel operation: None or a number of seconds.
 
@@ -722,7 +749,7 @@ cdef int _wait_task(si_pool *pool, si_task *t, int64_t deadline) except -1:
         if st == SI_TIMEOUT:
             return 1
         if st == SI_INTR:
-            PyErr_CheckSignals()
+            _look_at_signals()
         else:
             _check(st)
 
@@ -880,6 +907,7 @@ cdef class FutureCore:
         """Make the outcome a Python object, once: loading may run Python code,
         and with it another thread that asks for the same."""
         cdef si_msg msg
+        cdef uint32_t w
         if self.decoded:
             return 0
         _drain_output(self.pool)
@@ -890,9 +918,11 @@ cdef class FutureCore:
         import _thread
         self.decoder = [_thread.get_ident(), None]
         si_msg_init(&msg)
-        si_msg_move(&msg, &self.task.msg)
+        w = self.word()
         try:
-            self._decode_message(self.word(), &msg)
+            if w != SI_ABANDONED and w != SI_OVERDUE:
+                si_msg_move(&msg, &self.task.msg)   # else it is still the worker's
+            self._decode_message(w, &msg)
         except Exception as exc:
             self.value = exc
             self.decoded = 2
@@ -911,6 +941,8 @@ cdef class FutureCore:
             return 0
         if w == SI_FAILED:
             value = _failure(self.context.cx, msg)
+        elif w == SI_ABANDONED or w == SI_OVERDUE:
+            value = _abandoned(w)
         else:
             value = _broken(self.pool, PyBytes_FromStringAndSize(msg.data, <Py_ssize_t>msg.len))
         self.value = value
@@ -934,7 +966,13 @@ cdef class FutureCore:
     cdef int _await(self, timeout) except -1:
         if self.word() >= SI_DONE:
             return 0
-        if _wait_task(self.pool, self.task, _deadline(timeout)):
+        try:
+            late = _wait_task(self.pool, self.task, _deadline(timeout))
+        except BaseException as exc:
+            if _is_stop(exc):
+                self.interrupt()
+            raise
+        if late:
             raise TimeoutError
         return 0
 
@@ -1056,6 +1094,38 @@ cdef class FutureCore:
             return True
         return state == SI_CANCELLED
 
+    def interrupt(self):
+        """Stop the call, also if a worker runs it.
+
+        One that no worker has begun is cancelled. In one that runs, `Interrupt` is
+        raised at the next step of its Python code; on Linux on x86-64 it also
+        ends most blocking calls: `time.sleep`, locks, queues, sockets, pipes.
+
+        Returns
+        -------
+        bool
+            True if the call was cancelled, or asked to stop. False if it was
+            complete.
+
+        Notes
+        -----
+        Does not block: the outcome is the future's. It is `TaskInterrupted`, also
+        if the task turned the interruption into another exception; its result if
+        the task caught `Interrupt` and went on to its end; `TaskAbandoned` if it did
+        not stop within the pool's `interrupt_grace`. Calling it again raises
+        `Interrupt` again, in a task that went on.
+        """
+        cdef bint asked
+        cdef si_task *t
+        if self.cancel():
+            return self.word() == SI_CANCELLED
+        if self.word() != SI_RUNNING:
+            return False
+        t = self.task
+        with nogil:
+            asked = si_stop_task(t)
+        return asked
+
     cdef int _unobserve(self) except -1:
         """Take back the reference that the post would have returned."""
         if self.task.observer != NULL:
@@ -1088,13 +1158,13 @@ cdef class FutureCore:
     def _get_snapshot(self):
         # asyncio (3.14) reads the outcome through this.
         cdef uint32_t w = self.word()
-        if w == SI_DONE or w == SI_FAILED or w == SI_LOST:
+        if w == SI_CANCELLED:
+            return True, True, None, None
+        if w >= SI_DONE:
             self._decode()
             if self.decoded == 1:
                 return True, False, self.value, None
             return True, False, None, self.value
-        if w == SI_CANCELLED:
-            return True, True, None, None
         return False, False, None, None
 
     def _executor_only(self, *args):
@@ -1124,6 +1194,19 @@ cdef object _broken(si_pool *pool, bytes reason):
         from concurrent.futures._base import LOGGER
         LOGGER.critical("An interpreter pool is broken: %s", text)
     return _errors().BrokenInterpreterPool(text)
+
+
+cdef object _abandoned(uint32_t state):
+    """The exception of a task that did not stop."""
+    errors = _errors()
+    if state == SI_OVERDUE:
+        return errors.OverdueTaskAbandoned(
+            "the task exceeded its time limit and did not stop when it was interrupted; "
+            "its worker was abandoned"
+        )
+    return errors.TaskAbandoned(
+        "the task did not stop when it was interrupted; its worker was abandoned"
+    )
 
 
 cdef object _failure(si_context *cx, si_msg *msg):
@@ -1676,6 +1759,53 @@ cdef class PoolCore:
         Does not block. Arguments are encoded now: changing them afterwards
         has no effect on the task.
         """
+        return self._submit(fn, args, kwargs, 0)
+
+    def schedule(self, fn, args=(), kwargs=None, *, timeout=None):
+        """Schedule ``fn(*args, **kwargs)`` on a worker, with a limit to its running time.
+
+        Parameters
+        ----------
+        fn : callable
+            As for `submit`.
+        args : iterable
+            Positional arguments.
+        kwargs : mapping, optional
+            Keyword arguments.
+        timeout : float, optional
+            Seconds that the call may run, from when a worker begins it. Then it
+            is interrupted, as by `Future.interrupt`. None: no limit.
+
+        Returns
+        -------
+        Future
+            Ends with `TaskTimeout`, a `TimeoutError`, if the time was over; if the
+            task did not stop even so, with one that is a `TaskAbandoned` as well.
+
+        Raises
+        ------
+        TypeError
+            If `timeout` is not a number.
+        ValueError
+            If `timeout` is not greater than 0.
+        NotSendableError, BrokenInterpreterPool, RuntimeError
+            As `submit`.
+
+        Notes
+        -----
+        Does not block. The time in the queue does not count.
+        """
+        cdef double seconds
+        cdef int64_t limit = 0
+        if check_timeout(timeout) is not None:
+            seconds = timeout
+            if isnan(seconds) or seconds <= 0:
+                raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+            if seconds < 9e9:
+                limit = max(<int64_t>(seconds * 1e9), 1)
+        return self._submit(fn, tuple(args), {} if kwargs is None else dict(kwargs), limit)
+
+    cdef FutureCore _submit(self, fn, tuple args, dict kwargs, int64_t limit):
         cdef si_task *t
         cdef FutureCore fut
         cdef si_ret st
@@ -1683,6 +1813,7 @@ cdef class PoolCore:
         t = si_task_new()
         if t == NULL:
             raise MemoryError
+        t.limit_ns = limit
         try:
             self._encode_call(t, fn, args, kwargs)
         except BaseException:
@@ -1695,6 +1826,11 @@ cdef class PoolCore:
             si_store_refs(t, 1)
             self._refused(st)
         return fut
+
+    def _set_stopping(self, double grace, int max_abandoned):
+        """Part of the constructor: what becomes of tasks that do not stop."""
+        self.pool.grace = <int64_t>(grace * 1e9)
+        self.pool.max_left = max_abandoned
 
     def broadcast(self, fn, /, *args, **kwargs):
         """Call ``fn(*args, **kwargs)`` once in every worker.
@@ -1763,6 +1899,11 @@ cdef class PoolCore:
             except Exception as exc:
                 if failure is None:
                     failure = exc
+            except BaseException as exc:
+                if _is_stop(exc):
+                    for other in futures:
+                        other.interrupt()
+                raise
         if failure is not None:
             try:
                 raise failure
@@ -1827,7 +1968,19 @@ cdef class PoolCore:
                 return True
             if st == SI_TIMEOUT:
                 return False
-            PyErr_CheckSignals()
+            try:
+                _look_at_signals()
+            except BaseException as exc:
+                if _is_stop(exc):
+                    self._stop_all(-1)
+                raise
+
+    cdef int _stop_all(self, int64_t grace) except -1:
+        """End without waiting: cancel what is queued, interrupt what runs."""
+        si_pool_close(self.pool, True, True)
+        with nogil:
+            si_stop_all(self.pool, grace)
+        return 0
 
     @property
     def _id(self):
@@ -1887,7 +2040,14 @@ def close_pools_of_this_interpreter():
                         with nogil:
                             st = si_pool_join(p, SI_FOREVER)
                         _drain_output(p)
-                        PyErr_CheckSignals()
+                        try:
+                            _look_at_signals()
+                        except BaseException as exc:
+                            if _is_stop(exc):
+                                si_pool_close(p, True, True)
+                                with nogil:
+                                    si_stop_all(p, -1)
+                            raise
             finally:
                 si_pool_release(p)
     finally:
@@ -2028,7 +2188,7 @@ cdef class MapIterator:
         if not self.started and not self.closed:
             self._feed_rest(False)
         else:
-            self._stop()
+            self._stop(False)
 
     def __iter__(self):
         return self
@@ -2103,7 +2263,7 @@ cdef class MapIterator:
         with nogil:
             st = si_task_wait(t, until, NULL)
         if st == SI_INTR:
-            PyErr_CheckSignals()
+            _look_at_signals()
         if st == SI_OK:
             self._learn(t)
         return 0
@@ -2398,8 +2558,8 @@ cdef class MapIterator:
                 self._next_chunk()
             except StopIteration:
                 raise
-            except BaseException:
-                self._stop()
+            except BaseException as exc:
+                self._stop(_is_stop(exc))
                 raise
 
     cdef object _item(self):
@@ -2437,7 +2597,7 @@ cdef class MapIterator:
         except Exception as problem:
             exc = _errors().RemoteError(f"a worker's exception could not be read: {problem!r}")
         if not self.unordered:
-            self._stop()
+            self._stop(False)
         try:
             raise exc
         finally:
@@ -2477,6 +2637,8 @@ cdef class MapIterator:
             if word == SI_CANCELLED:
                 from concurrent.futures import CancelledError
                 raise CancelledError
+            if word == SI_ABANDONED or word == SI_OVERDUE:
+                raise _abandoned(word)
             raise _broken(self.owner.pool,
                           PyBytes_FromStringAndSize(t.msg.data, <Py_ssize_t>t.msg.len))
         finally:
@@ -2501,7 +2663,7 @@ cdef class MapIterator:
             if st == SI_TIMEOUT:
                 raise TimeoutError
             if st == SI_INTR:
-                PyErr_CheckSignals()
+                _look_at_signals()
             else:
                 _check(st)
         t = <si_task *>node
@@ -2523,9 +2685,10 @@ cdef class MapIterator:
         """Stop: chunks that no worker has begun are cancelled. Idempotent."""
         if self.busy:
             raise ValueError("another thread is reading from this map")
-        self._stop()
+        self._stop(False)
 
-    cdef int _stop(self) except -1:
+    cdef int _stop(self, bint interrupt) except -1:
+        """Give up what was not read. interrupt: also chunks that run."""
         cdef si_task *t
         if self.closed:
             return 0
@@ -2535,6 +2698,8 @@ cdef class MapIterator:
         while self.ring_len:
             t = self._pop_ring()
             si_task_cancel(t)
+            if interrupt:
+                _stop_task(t)
             si_task_release(t)
         return 0
 
@@ -2871,7 +3036,7 @@ cdef int _wait_channel(ChannelEnd end, int64_t deadline) except -1:
             raise errors.RecvTimeout("no message in time")
         raise errors.SendTimeout("no room in the channel in time")
     if st == SI_TIMEOUT or st == SI_INTR:
-        PyErr_CheckSignals()
+        _look_at_signals()
         return 0
     return _check_channel(st, side)
 
@@ -3072,7 +3237,7 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
             if st == SI_TIMEOUT and until == deadline:
                 raise _errors().RecvTimeout("no message in time")
             if st == SI_TIMEOUT or st == SI_INTR:
-                PyErr_CheckSignals()
+                _look_at_signals()
             elif st != SI_OK:
                 _check_channel(st, SI_RECEIVER)
     finally:

@@ -86,6 +86,26 @@ class _PackageFinder:
 _ModuleSpec: "type[ModuleSpec]" = type(sys.__spec__)
 
 
+class Interrupt(BaseException):
+    """Raised in a task that is interrupted, by `Future.interrupt` or at its time limit.
+
+    It derives from BaseException, so that ``except Exception`` lets it pass. A task may
+    catch it to clean up, and raise it again; one that goes on to its end delivers its
+    result.
+    """
+
+    def __reduce__(self) -> "tuple[Callable[..., Interrupt], tuple[Any, ...]]":
+        # Not by the name of the class, which would import the public package in a worker.
+        return _interrupt, self.args
+
+
+Interrupt.__module__ = "subinterp"
+
+
+def _interrupt(*args: "Any") -> Interrupt:
+    return Interrupt(*args)
+
+
 # ---- the worker's thread, as `threading` sees it ---------------------------------
 # `threading` takes the thread that started the process for every interpreter's
 # main thread. A worker's own thread would be a nameless dummy, and a daemon, and

@@ -5,8 +5,10 @@ that code written for `concurrent.futures` or `queue` catches them.
 """
 
 import queue
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, CancelledError
 from pickle import PicklingError
+
+from subinterp._worker import Interrupt
 
 __all__ = [
     "BrokenInterpreterPool",
@@ -15,6 +17,7 @@ __all__ = [
     "ChannelError",
     "ChannelFull",
     "ChannelTimeout",
+    "Interrupt",
     "NotSendableError",
     "PoolDeadlockError",
     "RecvTimeout",
@@ -22,6 +25,9 @@ __all__ = [
     "RemoteTraceback",
     "SendTimeout",
     "SubinterpError",
+    "TaskAbandoned",
+    "TaskInterrupted",
+    "TaskTimeout",
 ]
 
 
@@ -64,6 +70,29 @@ class BrokenInterpreterPool(SubinterpError, BrokenExecutor):
 
 class PoolDeadlockError(SubinterpError, RuntimeError):
     """Every worker of a pool waits for tasks in the pool's own queue."""
+
+
+class TaskInterrupted(SubinterpError, CancelledError):
+    """The task was stopped by `Future.interrupt` while it ran.
+
+    Its cause is the worker's traceback, which shows where it was; its context is what
+    was raised there: `Interrupt`, or what the task made of it.
+    """
+
+
+class TaskTimeout(SubinterpError, TimeoutError):
+    """The task was stopped when its running time was up; cause and context as `TaskInterrupted`."""
+
+
+class TaskAbandoned(TaskInterrupted):
+    """The task did not stop when it was interrupted, and its worker was left behind.
+
+    It may still run. Another worker takes the place of its own.
+    """
+
+
+class OverdueTaskAbandoned(TaskAbandoned, TaskTimeout):
+    """The same, for a task that was interrupted because its running time was up."""
 
 
 class ChannelError(SubinterpError):

@@ -263,11 +263,18 @@ class InterpreterPool(_core.PoolCore, Executor):
         which is safe only for those that share nothing behind Python's back.
         A mapping gives a mode ("auto", "copy", "native", "strict" or "refuse")
         for names of modules; a name covers its submodules, "*" the rest.
+    interrupt_grace : float
+        Seconds that a task gets to stop once it was interrupted. Then its worker is
+        abandoned: another one takes its place, and its future ends with
+        `TaskAbandoned`.
+    max_abandoned : int, optional
+        Abandoned workers whose tasks still run, at most; one more breaks the pool.
+        None: as many as `max_workers`, and at least 4.
 
     Raises
     ------
     TypeError
-        If a number is not an integer, `initializer` is not callable, or
+        If a number is not of its type, `initializer` is not callable, or
         `extensions` is neither a string nor a mapping of strings.
     ValueError
         If a number is out of range, or a mode is unknown or cannot be had here.
@@ -301,6 +308,8 @@ class InterpreterPool(_core.PoolCore, Executor):
         initargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = None,
         extensions: Extensions = "auto",
+        interrupt_grace: float = 3.0,
+        max_abandoned: int | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = usable_cpus()
@@ -317,6 +326,13 @@ class InterpreterPool(_core.PoolCore, Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
+        grace = _checked_grace(interrupt_grace)
+        if max_abandoned is None:
+            max_abandoned = max(4, max_workers)
+        elif not isinstance(max_abandoned, int):
+            raise TypeError(f"max_abandoned must be an integer, not {type(max_abandoned).__name__}")
+        elif not 0 <= max_abandoned <= 1_000_000:
+            raise ValueError("max_abandoned must be between 0 and 1000000")
         name = thread_name_prefix or f"interp{next(_pool_numbers)}"
         options = _boot_options(name, extensions)
         _prepare_interpreter()
@@ -329,6 +345,7 @@ class InterpreterPool(_core.PoolCore, Executor):
             initializer,
             tuple(initargs),
         )
+        self._set_stopping(grace, max_abandoned)
 
     def map(
         self,
@@ -489,6 +506,16 @@ class InterpreterPool(_core.PoolCore, Executor):
         state = "broken" if self._broken else "shut down" if self._is_closing else "open"
         workers = f"{self._n_workers} of {self._max_workers} workers"
         return f"<InterpreterPool {self._id}: {workers}, {state}>"
+
+
+def _checked_grace(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(
+            f"interrupt_grace must be a number of seconds, not {type(seconds).__name__}"
+        )
+    if not 0 <= seconds <= 1e9:
+        raise ValueError("interrupt_grace must be between 0 and 1e9 seconds")
+    return float(seconds)
 
 
 def _check_positive(name: str, value: int | None) -> None:

@@ -3,6 +3,7 @@
 #include "si_extension.h"
 #include "si_park.h"
 #include "si_pool.h"
+#include "si_stop.h"
 #include "si_task.h"
 
 #include <pthread.h>
@@ -104,6 +105,7 @@ static void child_of_fork(void)
     si_images_after_fork();
     si_extensions_after_fork();
     si_park_after_fork();
+    si_stop_after_fork();
 }
 
 si_ret si_runtime_init(void)

@@ -1,5 +1,7 @@
 #include "si_pool.h"
 
+#include <stdio.h>
+
 /* A worker whose interpreter's end hangs (a thread that a task left behind)
  * is given this long before it is left where it is. */
 #define FINISH_GRACE 1000000000LL
@@ -27,6 +29,8 @@ si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, co
     p->max_workers = max_workers;
     p->max_tasks = max_tasks;
     p->stack_size = 16u << 20;
+    p->grace = 3000000000LL;
+    p->max_left = max_workers > 4 ? max_workers : 4;
     strncpy(p->name, name, sizeof p->name - 1);
     si_msg_init(&p->boot);
     si_msg_init(&p->initializer);
@@ -428,6 +432,39 @@ bool si_pool_is_over(si_pool *p, si_worker *w)
 void si_pool_worker_gone(si_pool *p, si_worker *w)
 {
     worker_gone(p, w, true);
+}
+
+void si_pool_leave_worker(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    si_context *cx = w->cx;
+    if (cx)
+        si_context_retain(cx);
+    w->left_behind = true;
+    int n = ++p->n_left;
+    si_unlock(&p->mu);
+    if (cx) {
+        si_context_end(cx);
+        si_context_release(cx);
+    }
+    if (n > p->max_left) {
+        char reason[160];
+        snprintf(reason, sizeof reason,
+                 "%d workers were abandoned, because their tasks do not stop when they are "
+                 "interrupted (max_abandoned is %d)", n, p->max_left);
+        si_pool_break(p, reason);
+    }
+    si_pool_worker_gone(p, w);
+}
+
+void si_pool_worker_returned(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    if (w->left_behind) {
+        w->left_behind = false;
+        p->n_left--;
+    }
+    si_unlock(&p->mu);
 }
 
 bool si_pool_counts(si_pool *p, si_worker *w)

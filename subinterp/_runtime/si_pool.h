@@ -61,6 +61,21 @@ typedef struct si_worker {
 
     si_word wake;               /* 1: look again; the idle worker sleeps on 0 */
 
+    /* the call under way, and its interruption: see si_stop.h */
+    _Atomic uintptr_t call;     /* the task and flags; 0: no task's code runs */
+    _Atomic int64_t deadline;   /* until when it may run; 0: any time; -1: passed */
+    int64_t signal_at, leave_at;    /* the next signal; when it is left behind; guarded by workers_mu */
+    _Atomic bool posted;        /* a pending call is on its way, and holds a reference */
+    _Atomic bool delivered;     /* the exception was raised or set */
+    _Atomic bool signalled;     /* a signal is on its way */
+    _Atomic bool freed;         /* one has ended a blocked call */
+    _Atomic uintptr_t blocked_at;   /* where the last signal found it; written by the handler */
+    _Atomic uintptr_t handled;  /* the exception that was being handled then; compared, never followed */
+    int shield;                 /* > 0: not now; written by the thread, under its interpreter's lock */
+    pthread_t thread;           /* set by the thread while STARTING, like the next one */
+    unsigned long ident;        /* as `threading` has it */
+    bool left_behind;           /* in pool->n_left; guarded by pool->mu */
+
     /* the thread's own, under its interpreter's lock */
     unsigned char dirty;        /* a stream of this interpreter holds text; written by Python through a memoryview */
     struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
@@ -84,6 +99,8 @@ struct si_pool {
     int max_workers;
     int64_t max_tasks;          /* per interpreter; 0: no limit */
     size_t stack_size;
+    int64_t grace;              /* ns that an interrupted task gets before its worker is left behind */
+    int max_left;               /* workers left behind that still run, at most */
     char name[48];              /* prefix of the threads' names */
     char *key;                  /* creation options of its interpreters; owned */
     si_msg boot;                /* what a worker's interpreter is set up with */
@@ -98,6 +115,7 @@ struct si_pool {
     int n_starting;
     int n_made;                 /* ever: gives the index */
     int n_blocked;              /* workers that wait for their own pool */
+    int n_left;                 /* workers left behind whose task still runs */
     bool closing;               /* no new tasks; workers end when the queue is empty */
     bool given_up;              /* exit need not wait for running tasks */
     bool broken;
@@ -172,9 +190,18 @@ si_task *si_pool_next(si_pool *p, si_worker *w);
 bool si_pool_is_over(si_pool *p, si_worker *w);
 /* The worker ends or is left behind: it is not counted any more. */
 void si_pool_worker_gone(si_pool *p, si_worker *w);
+/* Its task does not stop: another worker may take its place. The pool breaks if
+ * there are too many. Called without any interpreter's lock. */
+void si_pool_leave_worker(si_pool *p, si_worker *w);
+/* One that was left behind has ended after all. */
+void si_pool_worker_returned(si_pool *p, si_worker *w);
 /* Nobody left this worker behind: it may go on. */
 bool si_pool_counts(si_pool *p, si_worker *w);
 si_ret si_worker_start(si_worker *w);
+/* The list of live workers (`all_next`), under workers_mu. Those in it have their
+ * thread; those in a call (si_stop.h) their interpreter as well. */
+si_worker *si_workers_lock(void);
+void si_workers_unlock(void);
 void si_worker_release(si_worker *w);
 
 void si_pool_output(si_pool *p, int stream, const char *data, size_t n);

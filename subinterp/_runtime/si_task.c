@@ -55,6 +55,7 @@ si_task *si_task_new(void)
     t->cq = NULL;
     t->observer = NULL;
     t->run_ns = 0;
+    t->limit_ns = 0;
     si_msg_init(&t->msg);
     SI_COUNT_HOT(tasks, 1);
     return t;
@@ -86,8 +87,9 @@ bool si_task_start(si_task *t)
 {
     uint32_t word = atomic_load_explicit(&t->state, memory_order_relaxed);
     while ((word & SI_STATE_MASK) == SI_PENDING) {
+        /* Release: who sees it RUNNING sees in which worker (si_stop.h). */
         if (atomic_compare_exchange_weak_explicit(&t->state, &word, word | SI_RUNNING,
-                memory_order_acquire, memory_order_relaxed))
+                memory_order_acq_rel, memory_order_relaxed))
             return true;
     }
     return false;

@@ -18,6 +18,7 @@
 #include "si_park.h"
 #include "si_channel.h"
 #include "si_extension.h"
+#include "si_stop.h"
 
 #include <marshal.h>
 #include <stdio.h>
@@ -176,11 +177,18 @@ static PyObject *exec_core(PyObject *self, PyObject *module)
     PyModuleDef *def = PyModule_GetDef(module);
     if (!def)
         return NULL;
+    /* It cannot be executed twice in one interpreter: no task's interruption
+     * stops it half-way. */
+    si_worker *w = this_worker;
+    if (w)
+        w->shield++;
     Py_BEGIN_ALLOW_THREADS
     si_lock(&exec_mu);
     Py_END_ALLOW_THREADS
     int bad = PyModule_ExecDef(module, def);
     si_unlock(&exec_mu);
+    if (w)
+        w->shield--;
     if (bad < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -197,6 +205,18 @@ int si_load_core(si_context *cx)
     Py_DECREF(m);
     cx->core_loaded = true;
     return 0;
+}
+
+/* The list of live workers, for si_stop.c. */
+si_worker *si_workers_lock(void)
+{
+    si_lock(&workers_mu);
+    return workers;
+}
+
+void si_workers_unlock(void)
+{
+    si_unlock(&workers_mu);
 }
 
 /* ---- streams ---------------------------------------------------------------- */
@@ -257,9 +277,16 @@ static PyObject *describe_exception(si_worker *w)
     return tree;
 }
 
-static void fail_task(si_worker *w, si_task *t)
+/* how: the task was interrupted, and the exception is what came of it. */
+static void fail_task(si_worker *w, si_task *t, si_call_end how)
 {
     PyObject *tree = describe_exception(w);
+    if (tree && how != SI_CALL_FREE) {
+        PyObject *stopped = PyLong_FromLong(how & ~SI_CALL_CUT_SHORT);
+        if (!stopped || PyDict_SetItemString(tree, "stopped", stopped) < 0)
+            PyErr_Clear();
+        Py_XDECREF(stopped);
+    }
     si_msg_clear(&t->msg);
     si_encoder e;
     si_encoder_init(&e);
@@ -517,14 +544,38 @@ static int put_group(si_worker *w, chunk_results *c)
     return bad;
 }
 
+/* What an interruption raises, by hand. */
+static void raise_interrupt(si_worker *w)
+{
+    PyObject *type = PyObject_GetAttrString(w->cx->worker_module, "Interrupt");
+    if (type)
+        PyErr_SetNone(type);
+    Py_XDECREF(type);
+}
+
+/* An interruption ends the chunk: no further item is begun. True, with an
+ * exception, if there is one. */
+static bool chunk_is_stopped(si_worker *w, bool more)
+{
+    if (!si_call_is_asked(w))
+        return false;
+    if (!PyErr_Occurred()) {
+        if (!more)
+            return false;   /* the last item has made it */
+        raise_interrupt(w);
+    }
+    return true;
+}
+
 /* 0, or -1 with an exception that fails the chunk as a whole. Items that
  * raise do not: each has its own outcome. */
-static int run_chunk(si_worker *w, si_task *t)
+static int run_chunk(si_worker *w, si_task *t, si_call_end *how)
 {
     chunk_results c = {.group = NULL, .failed = false};
     si_msg_init(&c.out);
     PyObject *items = NULL, *fn = resolve(w, t->function);
     int bad = fn ? 0 : -1;
+    bool stopped = false;
     uint32_t arity = t->arity;
     si_reader r;
     if (!bad && t->msg.format == SI_FMT_FAST)
@@ -567,16 +618,35 @@ static int run_chunk(si_worker *w, si_task *t)
         if (result) {
             bad = put_result(&c, result);
             Py_DECREF(result);
+            if (!bad && chunk_is_stopped(w, i + 1 < t->n_items)) {
+                bad = -1;
+                stopped = true;
+            }
         }
-        else
+        else if (chunk_is_stopped(w, true)) {
+            bad = -1;
+            stopped = true;
+        }
+        else {
+            w->shield++;
             bad = put_failure(w, &c);
+            w->shield--;
+        }
     }
-    if (!bad)
+    uintptr_t call = atomic_load(&w->call);
+    *how = si_call_finish(w);
+    if (stopped && *how == SI_CALL_FREE)
+        *how = call & SI_CALL_EXPIRED ? SI_CALL_OVERDUE : SI_CALL_INTERRUPTED;
+    if (!bad && *how & SI_CALL_CUT_SHORT) {
+        raise_interrupt(w);
+        bad = -1;
+    }
+    if (!bad && *how != SI_CALL_ABANDONED)
         bad = put_group(w, &c);
     Py_XDECREF(fn);
     Py_XDECREF(items);
     Py_XDECREF(c.group);
-    if (!bad) {
+    if (!bad && *how != SI_CALL_ABANDONED) {
         si_msg_clear(&t->msg);
         si_msg_move(&t->msg, &c.out);
         t->msg.format = SI_FMT_FAST;
@@ -587,24 +657,54 @@ static int run_chunk(si_worker *w, si_task *t)
     return bad;
 }
 
+/* This worker was left behind with it, and its end was published. */
+static void forget_task(si_task *t)
+{
+    PyErr_Clear();
+    si_task_release(t);
+}
+
 static void run_task(si_worker *w, si_task *t)
 {
+    si_call_begin(w, t);
     if (!si_task_start(t)) {
+        atomic_store_explicit(&w->call, 0, memory_order_relaxed);
         si_task_release(t);
         return;
     }
     si_task_state outcome = SI_DONE;
+    si_call_end how;
     if (t->kind == SI_CHUNK) {
         int64_t begin = si_now();
-        if (run_chunk(w, t) < 0) {
-            fail_task(w, t);
+        int bad = run_chunk(w, t, &how);
+        if (how == SI_CALL_ABANDONED) {
+            forget_task(t);
+            return;
+        }
+        if (bad < 0) {
+            fail_task(w, t, how);
             outcome = SI_FAILED;
         }
         t->run_ns = si_now() - begin;
     }
     else {
+        if (t->limit_ns)
+            si_call_limit(w, t->limit_ns);
         PyObject *result = call_task(w, t);
+        if (t->limit_ns)
+            si_call_unlimit(w);
+        how = si_call_finish(w);
+        if (how == SI_CALL_ABANDONED) {
+            Py_XDECREF(result);
+            forget_task(t);
+            return;
+        }
+        if (result && how & SI_CALL_CUT_SHORT) {
+            Py_CLEAR(result);
+            raise_interrupt(w);
+        }
         if (result) {
+            how = SI_CALL_FREE;     /* it was caught, or came too late */
             si_msg_clear(&t->msg);
             if (si_value_encode(w->cx, &t->msg, result) < 0) {
                 Py_DECREF(result);
@@ -614,7 +714,7 @@ static void run_task(si_worker *w, si_task *t)
         if (result)
             Py_DECREF(result);
         else {
-            fail_task(w, t);
+            fail_task(w, t, how);
             outcome = SI_FAILED;
         }
     }
@@ -980,6 +1080,8 @@ static bool serve(si_worker *w)
         }
         run_task(w, t);
         if (!worker_becomes(w, SI_W_RUNNING, SI_W_IDLE)) {
+            if (atomic_load(&w->state) == SI_W_ABANDONED)
+                return false;   /* left behind with a task that has ended after all */
             PyEval_SaveThread();
             halt();
         }
@@ -1162,6 +1264,8 @@ static si_worker *be_worker(si_worker *w)
     si_worker *parked = NULL;
     bool recycle = false, ended = true, counted_start = true;
     this_worker = w;
+    w->thread = pthread_self();
+    w->ident = PyThread_get_thread_ident();
     name_thread(p->name[0] ? p->name : "subinterp", w->index);
     do {
         begun r = begin_interpreter(w);
@@ -1175,7 +1279,7 @@ static si_worker *be_worker(si_worker *w)
                 halt();
             }
             recycle = serve(w);
-            if (!recycle)
+            if (!recycle && atomic_load(&w->state) == SI_W_IDLE)
                 parked = leave_pool(w);
         }
         if (parked || r == BEGUN_NOTHING)
@@ -1188,8 +1292,10 @@ static si_worker *be_worker(si_worker *w)
     /* First, so that whoever waits for the end of this pool finds it parked. */
     if (parked)
         si_park_add(parked);
-    if (ended)
+    if (ended) {
         unlist(w);
+        si_pool_worker_returned(p, w);
+    }
     si_pool_worker_gone(p, w);
     if (!ended)
         halt();     /* its thread state stays; the thread must not run on */
@@ -1307,4 +1413,5 @@ void si_exit_abandon(int64_t grace_ns)
         else
             usleep(1000);
     }
+    si_stop_close();
 }
