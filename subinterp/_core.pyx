@@ -1883,7 +1883,7 @@ cdef class PoolCore:
                 self._encode_call(tasks[i], fn, args, kwargs)
             for i in range(wanted):
                 si_store_refs(tasks[i], 2)
-            st = si_pool_broadcast(self.pool, tasks, &n)
+            st = si_pool_broadcast(self.pool, tasks, wanted, &n)
             for i in range(n, wanted):
                 si_store_refs(tasks[i], 1)
             del futures[n:]
@@ -1939,6 +1939,26 @@ cdef class PoolCore:
             si_store_refs(t, 1)
             self._refused(st)
         return fut
+
+    def _resize(self, int max_workers):
+        cdef si_ret st
+        self._need_pool()
+        st = si_pool_resize(self.pool, max_workers)
+        if st != SI_OK:
+            if st == SI_SHUTDOWN:
+                raise RuntimeError("cannot resize a pool after shutdown")
+            self._refused(st)
+
+    def _terminate(self, int64_t grace):
+        """Cancel what is queued and interrupt what runs; -1: with the pool's own grace."""
+        if self.pool == NULL or self.pool.generation != si_generation():
+            return
+        for ref in list(self.maps.values()):
+            it = ref()
+            if it is not None:
+                (<MapIterator>it)._feed_rest(True)
+        self.maps.clear()
+        self._stop_all(grace)
 
     def _close(self, bint cancel, bint give_up):
         if self.pool != NULL:
@@ -3842,6 +3862,11 @@ def set_parked_limit(limit):
     if not 0 <= limit <= 4096:
         raise ValueError("limit must be between 0 and 4096")
     si_park_set_limit(limit)
+
+
+def _fail_interpreters(int n):
+    """For tests: so many of the next attempts to make a worker's interpreter fail."""
+    si_fail_for_tests(n)
 
 
 def _pretend_copies(uint32_t n=1):

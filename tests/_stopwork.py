@@ -279,3 +279,24 @@ def use_core():
     import subinterp._core
 
     return subinterp._core.in_worker()
+
+
+def slow_square(n):
+    time.sleep(0.2)
+    return n * n
+
+
+def submit_square(pool, n):
+    return pool.submit(slow_square, n).result()
+
+
+def open_then_square(gate, n):
+    gate.set()
+    return slow_square(n)
+
+
+def wait_for_two(gate, pool):
+    """Wait for the second of two tasks of the pool that runs this one."""
+    first = pool.submit(open_then_square, gate, 6)
+    second = pool.submit(slow_square, 7)
+    return second.result(), first.result()

@@ -26,7 +26,8 @@ si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, co
     atomic_init(&p->refs, 1);
     p->generation = si_generation();
     p->creator = creator->interp_id;
-    p->max_workers = max_workers;
+    atomic_init(&p->max_workers, max_workers);
+    atomic_init(&p->terminated, -1);
     p->max_tasks = max_tasks;
     p->stack_size = 16u << 20;
     p->grace = 3000000000LL;
@@ -196,7 +197,7 @@ static void choose(si_pool *p, after_unlock *a)
         atomic_fetch_add_explicit(&w->refs, 1, memory_order_relaxed);
         a->wake = w;
     }
-    else if (p->n_alive < p->max_workers && p->n_queued > (uint32_t)p->n_starting && !p->broken)
+    else if (p->n_alive - p->n_leaving < p->max_workers && p->n_queued > (uint32_t)p->n_starting && !p->broken)
         a->start = add_worker(p);
 }
 
@@ -262,6 +263,35 @@ si_ret si_pool_push(si_pool *p, si_task *t)
     return st;
 }
 
+/* More workers than there shall be, and one of them can go: not if all others
+ * wait for tasks of this pool, which it may have to run. */
+static bool has_surplus(si_pool *p)
+{
+    int n = p->n_alive - p->n_leaving;
+    return n > p->max_workers && n - 1 >= p->n_blocked + (p->n_blocked > 0);
+}
+
+/* Have those that sleep look whether they are to end. */
+static void wake_surplus_locked(si_pool *p)
+{
+    if (!has_surplus(p))
+        return;
+    for (si_worker *w = p->idle; w; w = w->idle_next) {
+        atomic_store_explicit(&w->wake, 1, memory_order_release);
+        si_futex_wake(&w->wake, 1);
+    }
+}
+
+/* The pool was made smaller, and this worker is the one to go. */
+static bool leaves_locked(si_pool *p, si_worker *w)
+{
+    if (!has_surplus(p) || w->inbox_head)
+        return false;
+    w->leaving = true;
+    p->n_leaving++;
+    return true;
+}
+
 static void unidle(si_pool *p, si_worker *w)
 {
     for (si_worker **q = &p->idle; *q; q = &(*q)->idle_next) {
@@ -273,20 +303,20 @@ static void unidle(si_pool *p, si_worker *w)
     w->idle = false;
 }
 
-si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
+si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int room, int *n)
 {
     *n = 0;
     si_ret st = refuse(p);
     if (st != SI_OK)
         return st;
-    si_worker **started = calloc((size_t)p->max_workers, sizeof *started);
+    si_worker **started = calloc((size_t)room, sizeof *started);
     if (!started)
         return SI_NOMEM;
     int n_started = 0;
     si_lock(&p->mu);
     if (p->broken || p->closing)
         st = p->broken ? SI_BROKEN : SI_SHUTDOWN;
-    while (st == SI_OK && p->n_alive < p->max_workers) {
+    while (st == SI_OK && n_started < room && p->n_alive - p->n_leaving < p->max_workers) {
         si_worker *w = add_worker(p);
         if (!w)
             st = SI_NOMEM;
@@ -294,10 +324,10 @@ si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
             started[n_started++] = w;
     }
     if (st == SI_OK) {
-        for (si_worker *w = p->workers; w && *n < p->max_workers; w = w->next) {
+        for (si_worker *w = p->workers; w && *n < room; w = w->next) {
             uint32_t s = atomic_load(&w->state);
             /* One that finishes while the pool is open is being recycled. */
-            if (s == SI_W_ENDED || s == SI_W_ABANDONED || s == SI_W_JAILED)
+            if (s == SI_W_ENDED || s == SI_W_ABANDONED || s == SI_W_JAILED || w->leaving)
                 continue;
             si_task *t = tasks[(*n)++];
             t->pool = p;
@@ -319,6 +349,26 @@ si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
         carry_out(p, &a);
     }
     free(started);
+    return st;
+}
+
+si_ret si_pool_resize(si_pool *p, int max_workers)
+{
+    si_ret st = refuse(p);
+    if (st != SI_OK)
+        return st;
+    after_unlock a = {0};
+    si_lock(&p->mu);
+    if (p->broken || p->closing)
+        st = p->broken ? SI_BROKEN : SI_SHUTDOWN;
+    else {
+        p->max_workers = max_workers;
+        /* One more for what is queued: each that takes a task sees to the next. */
+        choose(p, &a);
+        wake_surplus_locked(p);
+    }
+    si_unlock(&p->mu);
+    carry_out(p, &a);
     return st;
 }
 
@@ -370,9 +420,10 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 {
     after_unlock a = {0};
     si_lock(&p->mu);
-    si_task *t = take_locked(p, w);
-    bool end = !t && (p->closing || p->broken);
-    if (t)
+    bool leaves = leaves_locked(p, w);
+    si_task *t = leaves ? NULL : take_locked(p, w);
+    bool end = !t && (leaves || p->closing || p->broken);
+    if (t || leaves)
         choose(p, &a);
     si_unlock(&p->mu);
     carry_out(p, &a);
@@ -390,8 +441,9 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
             spin_for_work(p, w);
         a = (after_unlock){0};
         si_lock(&p->mu);
-        t = take_locked(p, w);
-        end = !t && (p->closing || p->broken);
+        leaves = leaves_locked(p, w);
+        t = leaves ? NULL : take_locked(p, w);
+        end = !t && (leaves || p->closing || p->broken);
         if (!t && !end) {
             if (!w->idle) {
                 w->idle = true;
@@ -403,7 +455,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         else {
             if (w->idle)
                 unidle(p, w);
-            if (t)
+            if (t || leaves)
                 choose(p, &a);
         }
         si_unlock(&p->mu);
@@ -424,7 +476,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 bool si_pool_is_over(si_pool *p, si_worker *w)
 {
     si_lock(&p->mu);
-    bool over = (p->closing || p->broken) && !p->head && !w->inbox_head;
+    bool over = ((p->closing || p->broken) && !p->head && !w->inbox_head) || leaves_locked(p, w);
     si_unlock(&p->mu);
     return over;
 }
@@ -442,12 +494,13 @@ void si_pool_leave_worker(si_pool *p, si_worker *w)
         si_context_retain(cx);
     w->left_behind = true;
     int n = ++p->n_left;
+    bool closing = p->closing;
     si_unlock(&p->mu);
     if (cx) {
         si_context_end(cx);
         si_context_release(cx);
     }
-    if (n > p->max_left) {
+    if (n > p->max_left && !closing) {
         char reason[160];
         snprintf(reason, sizeof reason,
                  "%d workers were abandoned, because their tasks do not stop when they are "
@@ -465,6 +518,18 @@ void si_pool_worker_returned(si_pool *p, si_worker *w)
         p->n_left--;
     }
     si_unlock(&p->mu);
+}
+
+void si_pool_worker_failed(si_pool *p, si_worker *w, const char *reason)
+{
+    si_lock(&p->mu);
+    bool others = p->n_alive - p->n_leaving > 1;
+    si_unlock(&p->mu);
+    if (!others)
+        si_pool_break(p, reason);
+    /* No replacement: that would fail as well, and be tried for ever. The next
+     * task that is queued asks for one again. */
+    worker_gone(p, w, false);
 }
 
 bool si_pool_counts(si_pool *p, si_worker *w)
@@ -491,6 +556,8 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace)
             break;
         }
     }
+    if (w->leaving)
+        p->n_leaving--;
     p->n_workers--;
     p->n_alive--;
     atomic_store(&p->alive, (uint32_t)p->n_alive);
@@ -678,7 +745,8 @@ si_ret si_pool_join(si_pool *p, int64_t deadline)
 /* Every worker waits for this pool: true if none of them can go on. */
 static bool stuck_locked(si_pool *p)
 {
-    if (p->n_blocked < p->n_alive || p->n_alive < p->max_workers)
+    int n = p->n_alive - p->n_leaving;
+    if (p->n_blocked < n || n < p->max_workers)
         return false;
     for (si_worker *w = p->workers; w; w = w->next) {
         if (w->awaiting && SI_IS_FINAL(si_task_word(w->awaiting)))
@@ -715,6 +783,7 @@ static void unblock(si_pool *p, si_worker *self)
     p->n_blocked--;
     self->awaiting = NULL;
     self->awaiting_cq = NULL;
+    wake_surplus_locked(p);
     si_unlock(&p->mu);
 }
 

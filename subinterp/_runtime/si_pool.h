@@ -74,7 +74,8 @@ typedef struct si_worker {
     int shield;                 /* > 0: not now; written by the thread, under its interpreter's lock */
     pthread_t thread;           /* set by the thread while STARTING, like the next one */
     unsigned long ident;        /* as `threading` has it */
-    bool left_behind;           /* in pool->n_left; guarded by pool->mu */
+    bool left_behind;           /* in pool->n_left; guarded by pool->mu, like the next one */
+    bool leaving;               /* in pool->n_leaving: takes no more tasks */
 
     /* the thread's own, under its interpreter's lock */
     unsigned char dirty;        /* a stream of this interpreter holds text; written by Python through a memoryview */
@@ -96,7 +97,6 @@ struct si_pool {
     si_pool *all_next, *all_prev;   /* every live pool; guarded by pools_mu */
 
     /* constant once made */
-    int max_workers;
     int64_t max_tasks;          /* per interpreter; 0: no limit */
     size_t stack_size;
     int64_t grace;              /* ns that an interrupted task gets before its worker is left behind */
@@ -110,12 +110,14 @@ struct si_pool {
     _Alignas(64) si_mutex mu;   /* guards what follows, up to `spinning` */
     si_node *head, *tail;
     uint32_t n_queued;
+    _Atomic int max_workers;    /* read without the lock, where a hint will do */
     _Atomic int n_workers;      /* started and not ended; spinners read it without the lock */
     int n_alive;                /* of them, those that still run or may run tasks */
     int n_starting;
     int n_made;                 /* ever: gives the index */
     int n_blocked;              /* workers that wait for their own pool */
     int n_left;                 /* workers left behind whose task still runs */
+    int n_leaving;              /* of n_alive, those that end because the pool was made smaller */
     bool closing;               /* no new tasks; workers end when the queue is empty */
     bool given_up;              /* exit need not wait for running tasks */
     bool broken;
@@ -131,6 +133,7 @@ struct si_pool {
 
     /* output of workers for the creator's sys.stdout; out_mu guards it */
     _Atomic bool told_broken;
+    _Atomic int64_t terminated; /* ns that its tasks get to stop, once it is terminated; -1: it is not */
     si_mutex out_mu;
     struct si_output *out_head, *out_tail;
     _Atomic bool has_output;
@@ -156,9 +159,12 @@ si_pool *si_pool_find(uint64_t id); /* a new reference, or NULL */
 
 /* Queue a task; consumes one reference on success. SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_NOMEM. */
 si_ret si_pool_push(si_pool *p, si_task *t);
-/* One task for each worker, all of them started first. `tasks` holds
- * max_workers tasks; *n is how many were taken. */
-si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n);
+/* One task for each worker, all of them started first. `tasks` holds `room`
+ * tasks; *n is how many were taken. */
+si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int room, int *n);
+/* Have at most so many workers from now on. Those above it end when their task
+ * is done. SI_SHUTDOWN, SI_BROKEN, SI_FORKED. */
+si_ret si_pool_resize(si_pool *p, int max_workers);
 /* Take no new tasks. cancel: those still queued are cancelled.
  * give_up: exit does not wait for those that run. */
 void si_pool_close(si_pool *p, bool cancel, bool give_up);
@@ -186,8 +192,11 @@ si_worker *si_worker_self(void);
 /* For a worker's thread: the next task (its own lock is released while it
  * waits), or NULL: end. */
 si_task *si_pool_next(si_pool *p, si_worker *w);
-/* There is and will be nothing to do for this worker. */
+/* There is and will be nothing to do for this worker: it ends. */
 bool si_pool_is_over(si_pool *p, si_worker *w);
+/* A worker could not make its interpreter. The pool breaks, with the reason, if
+ * no other worker is there to run its tasks. */
+void si_pool_worker_failed(si_pool *p, si_worker *w, const char *reason);
 /* The worker ends or is left behind: it is not counted any more. */
 void si_pool_worker_gone(si_pool *p, si_worker *w);
 /* Its task does not stop: another worker may take its place. The pool breaks if
@@ -227,6 +236,8 @@ int si_value_encode(si_context *cx, si_msg *m, PyObject *obj);
  * system's detour through the main interpreter. */
 int si_load_core(si_context *cx);
 
+/* For tests: so many of the next attempts to make a worker's interpreter fail. */
+void si_fail_for_tests(int n);
 /* Exit: called by the main interpreter, holding its lock. */
 void si_exit_abandon(int64_t grace_ns);
 /* Ids of the pools an interpreter made; returns how many there are. */

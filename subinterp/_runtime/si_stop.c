@@ -230,13 +230,15 @@ bool si_stop_task(si_task *t)
 
 void si_stop_all(si_pool *p, int64_t grace)
 {
-    bool asked = false;
+    if (grace < 0)
+        grace = p->grace;
+    /* For the monitor: a worker may have taken a task and not have begun it. */
+    atomic_store(&p->terminated, grace);
     for (si_worker *w = si_workers_lock(); w; w = w->all_next)
         if (w->pool == p)
-            asked |= ask_locked(w, atomic_load(&w->call), 0, grace);
+            (void)ask_locked(w, atomic_load(&w->call), 0, grace);
     si_workers_unlock();
-    if (asked)
-        need_monitor(0);
+    need_monitor(0);
 }
 
 /* ---- the worker's side ---------------------------------------------------------------- */
@@ -333,10 +335,16 @@ static int64_t look(left_behind *left, int *n_left)
     *n_left = 0;
     for (si_worker *w = si_workers_lock(); w; w = w->all_next) {
         uintptr_t call = atomic_load(&w->call);
+        uint32_t state = atomic_load(&w->state);
+        int64_t terminated = w->pool ? atomic_load(&w->pool->terminated) : -1;
+        if (terminated >= 0 && state <= SI_W_RUNNING && now + NEXT_SIGNAL < next)
+            next = now + NEXT_SIGNAL;   /* it may be about to begin a task */
         /* Those that exit has jailed stay as they are. */
-        if (!(call & ~SI_CALL_FLAGS) || atomic_load(&w->state) != SI_W_RUNNING)
+        if (!(call & ~SI_CALL_FLAGS) || state != SI_W_RUNNING)
             continue;
-        if (!(call & SI_CALL_ASKED)) {
+        if (!(call & SI_CALL_ASKED) && terminated >= 0)
+            (void)ask_locked(w, call, 0, terminated);
+        else if (!(call & SI_CALL_ASKED)) {
             int64_t deadline = atomic_load(&w->deadline);
             if (deadline == 0 || deadline == DEADLINE_PASSED)
                 continue;

@@ -85,8 +85,9 @@ void si_call_unlimit(si_worker *w);
 /* Interrupt the task if a worker runs it. True: it was asked to stop. Called
  * without any interpreter's lock, and with a reference of the task. */
 bool si_stop_task(si_task *t);
-/* The same for every task that the pool's workers run. grace: ns from now on
- * until they are left behind; -1: the pool's own. */
+/* The same for every task that the pool's workers run or will yet run; it is
+ * closed, and its queue was emptied. grace: ns from now on until they are left
+ * behind; -1: the pool's own. */
 void si_stop_all(si_pool *p, int64_t grace);
 
 /* Exit: nobody is left behind any more. */

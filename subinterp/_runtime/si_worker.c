@@ -864,7 +864,7 @@ static void set_context(si_worker *w, si_context *cx)
 typedef enum {
     BEGUN_WELL,     /* its lock is held */
     BEGUN_BADLY,    /* the same, but the pool is broken: it is to be ended */
-    BEGUN_NOTHING,  /* there is no interpreter, and the pool is broken */
+    BEGUN_NOTHING,  /* there is no interpreter, and the worker is not counted any more */
     BEGUN_LOST,     /* a parked one was no good, and could not be ended */
 } begun;
 
@@ -914,6 +914,26 @@ static int renew_interpreter(si_worker *w)
     return enter_variables(w->cx) < 0 ? -1 : make_worker_module(w);
 }
 
+/* How often a worker tries to make its interpreter. */
+#define CREATE_ATTEMPTS 3
+
+/* For tests: so many of the next attempts fail. */
+static _Atomic int failures_for_tests;
+
+void si_fail_for_tests(int n)
+{
+    atomic_store(&failures_for_tests, n);
+}
+
+static bool fails_for_tests(void)
+{
+    int n = atomic_load_explicit(&failures_for_tests, memory_order_relaxed);
+    while (n > 0)
+        if (atomic_compare_exchange_weak(&failures_for_tests, &n, n - 1))
+            return true;
+    return false;
+}
+
 static begun create_interpreter(si_worker *w)
 {
     PyInterpreterConfig config = {
@@ -927,12 +947,26 @@ static begun create_interpreter(si_worker *w)
         .gil = PyInterpreterConfig_OWN_GIL,
     };
     PyThreadState *ts = NULL;
-    PyStatus status = Py_NewInterpreterFromConfig(&ts, &config);
-    if (PyStatus_Exception(status) || !ts) {
+    const char *why = NULL;
+    for (int attempt = 0; attempt < CREATE_ATTEMPTS && !ts; attempt++) {
+        /* What is short may be there again in a moment. */
+        if (attempt > 0)
+            usleep(20000u << attempt);
+        if (fails_for_tests()) {
+            why = "a test said so";
+            continue;
+        }
+        PyStatus status = Py_NewInterpreterFromConfig(&ts, &config);
+        if (PyStatus_Exception(status)) {
+            ts = NULL;
+            why = status.err_msg;
+        }
+    }
+    if (!ts) {
         char reason[256];
         snprintf(reason, sizeof reason, "an interpreter could not be created: %s",
-                 status.err_msg ? status.err_msg : "out of memory");
-        si_pool_break(w->pool, reason);
+                 why ? why : "out of memory");
+        si_pool_worker_failed(w->pool, w, reason);
         return BEGUN_NOTHING;
     }
     w->ts = ts;
