@@ -525,21 +525,22 @@ def test_no_task_is_hit_by_the_interruption_of_another(recycle):
     """Interrupt tasks at random moments of their lives, beside others that nobody interrupts."""
     print("SUBINTERP_STRESS_SEED", SEED)  # shown when the test fails
     rng = random.Random(SEED)
-    total = max(200, int((100_000 if recycle is None else 5_000) * SCALE))
+    wanted = max(100, int((100_000 if recycle is None else 5_000) * SCALE))
     stopped = asked = 0
     with InterpreterPool(3, interrupt_grace=30, max_tasks_per_child=recycle) as pool:
         done = 0
-        while done < total:
+        while asked < wanted:
             batch = []
-            for n in range(200):
-                seconds = rng.choice([0.0, 0.0, 0.0001, 0.0005, 0.002])
+            # Few at a time: most are to be interrupted while they run, not in the queue.
+            for n in range(12):
+                seconds = rng.choice([0.0, 0.0001, 0.0005, 0.002, 0.005])
                 limit = rng.choice([None, None, None, seconds or 0.0001])
                 args = (done + n, seconds, rng.randrange(4))
                 future = pool.schedule(work.own, args, timeout=limit)
                 batch.append((done + n, future, limit))
             asks = {}
             for n, future, _ in batch:
-                if rng.random() < 0.5:
+                if rng.random() < 0.6:
                     if rng.random() < 0.5:
                         # Most moments are near the task's start or end.
                         with contextlib.suppress(TimeoutError, CancelledError):
@@ -558,7 +559,7 @@ def test_no_task_is_hit_by_the_interruption_of_another(recycle):
         # Nothing is left that hits what comes afterwards.
         for n in range(100):
             assert pool.submit(work.own, n, 0.001, n % 4).result(LONG) == n
-    assert asked > total // 20
+    print(done, "tasks,", asked, "asked to stop,", stopped, "while they ran")
     assert stopped > 0
 
 
