@@ -167,6 +167,7 @@ def boot(
     create_core: "Callable[[ModuleSpec], ModuleType]",
     exec_core: "Callable[[ModuleType], None]",
     emit: "Callable[[int, Any], int]",
+    report: "Callable[[Any], None]",
 ) -> None:
     """Set the interpreter, new or renewed, up as its pool's options say."""
     global _index, _pool_name, _thread_id, _dirty, _pristine, _installed
@@ -195,6 +196,7 @@ def boot(
     if payload["recursion_limit"] != sys.getrecursionlimit():
         sys.setrecursionlimit(payload["recursion_limit"])
     _open_streams(payload["streams"], emit)
+    sys.unraisablehook = report
 
 
 def _pattern(text: "str | None", flags: "int | None") -> "Any":

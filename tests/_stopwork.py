@@ -142,6 +142,32 @@ BLOCKED = [
 ]
 
 
+def swallow_in_callbacks(send):
+    """Be interrupted where an exception is only reported, never raised any further."""
+    import weakref
+
+    class Thing:
+        def __del__(self):
+            send.send("finalizer")
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                pass
+
+    def callback(ref):
+        send.send("callback")
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            pass
+
+    while True:
+        thing = Thing()
+        ref = weakref.ref(thing, callback)
+        del thing
+        send.send(ref() is None)
+        time.sleep(0)
+        loop()
+
+
 def blocked_beside_a_thread():
     """Block while another thread of the interpreter runs Python code."""
     import threading

@@ -90,8 +90,15 @@ def test_blocked_calls(fn):
 
 
 @frees_blocked_calls
-def test_blocked_beside_a_busy_thread(pool):
-    assert type(interrupted(running(pool, work.blocked_beside_a_thread))) is TaskInterrupted
+def test_blocked_beside_a_busy_thread(pool1):
+    """That thread may take the request, and set the exception for the one that is blocked.
+
+    (CPython 3.13 may raise such an exception late: what is left of it is taken back.)
+    """
+    for n in range(10):
+        future = running(pool1, work.blocked_beside_a_thread)
+        assert type(interrupted(future)) is TaskInterrupted
+        assert pool1.submit(work.own, n, 0.005, 0).result(LONG) == n
 
 
 @frees_blocked_calls
@@ -113,6 +120,17 @@ def test_waits_of_the_library(pool):
             assert type(error.__context__) is Interrupt, task
             with contextlib.suppress(subinterp.ChannelEmpty):
                 recv.recv_nowait()
+
+
+@pytest.mark.parametrize("where", ["finalizer", "callback"])
+def test_what_a_finalizer_swallows_is_raised_again(where):
+    recv, send = create_channel()
+    with InterpreterPool(1, interrupt_grace=60) as pool:
+        future = pool.submit(work.swallow_in_callbacks, send)
+        while recv.recv(LONG) != where:
+            pass
+        assert type(interrupted(future)) is TaskInterrupted
+        assert "in swallow_in_callbacks" in str(future.exception().__cause__)
 
 
 def test_a_lambda_by_value(pool1):

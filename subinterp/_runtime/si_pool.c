@@ -550,6 +550,12 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace)
     w->counted = false;
     if (w->idle)
         unidle(p, w);
+    /* It was left behind while it waited for this pool. */
+    if (w->awaiting || w->awaiting_cq) {
+        w->awaiting = NULL;
+        w->awaiting_cq = NULL;
+        p->n_blocked--;
+    }
     for (si_worker **q = &p->workers; *q; q = &(*q)->next) {
         if (*q == w) {
             *q = w->next;
@@ -761,6 +767,11 @@ static bool block(si_pool *p, si_worker *self, si_task *t, si_cq *q)
 {
     after_unlock a = {0};
     si_lock(&p->mu);
+    if (!self->counted) {
+        /* Left behind: whether it waits changes nothing for the pool. */
+        si_unlock(&p->mu);
+        return true;
+    }
     self->awaiting = t;
     self->awaiting_cq = q;
     p->n_blocked++;
@@ -780,10 +791,12 @@ static bool block(si_pool *p, si_worker *self, si_task *t, si_cq *q)
 static void unblock(si_pool *p, si_worker *self)
 {
     si_lock(&p->mu);
-    p->n_blocked--;
-    self->awaiting = NULL;
-    self->awaiting_cq = NULL;
-    wake_surplus_locked(p);
+    if (self->awaiting || self->awaiting_cq) {
+        p->n_blocked--;
+        self->awaiting = NULL;
+        self->awaiting_cq = NULL;
+        wake_surplus_locked(p);
+    }
     si_unlock(&p->mu);
 }
 

@@ -19,9 +19,11 @@
 
 /* ---- the monitor ------------------------------------------------------------ */
 
-/* Guards: what follows, and that whoever needs the monitor finds it or starts it. */
+/* Guards: `watching`, and that whoever needs the monitor finds it or starts it. */
 static si_mutex monitor_mu;
+/* Its thread is there. */
 static bool watching;
+/* Exit has begun: it is not needed any more. */
 static _Atomic bool watch_closed;
 /* Counted up to make it look; it sleeps on it. */
 static si_word watch_word;
@@ -175,9 +177,11 @@ static void poke_locked(si_worker *w, int64_t now)
     }
     if (now < w->signal_at)
         return;
-    w->signal_at = now + (atomic_load(&w->freed) ? NEXT_SIGNAL : FIRST_SIGNAL);
-    if (has_landed(w))
+    if (has_landed(w)) {
+        w->signal_at = w->leave_at;     /* none, unless it is asked once more */
         return;
+    }
+    w->signal_at = now + (atomic_load(&w->freed) ? NEXT_SIGNAL : FIRST_SIGNAL);
     int number = si_can_free_blocked_calls() ? choose_signal() : 0;
     if (number && !atomic_exchange(&w->signalled, true)) {
         union sigval value = {.sival_ptr = (void *)&signal_number};
@@ -266,6 +270,19 @@ bool si_call_take(si_worker *w)
         return false;
     PyThreadState_SetAsyncExc(w->ident, NULL);
     atomic_store(&w->delivered, true);
+    return true;
+}
+
+bool si_call_again(si_worker *w)
+{
+    if (!si_call_is_asked(w))
+        return false;
+    (void)si_workers_lock();
+    w->signal_at = si_now() + FIRST_SIGNAL;
+    atomic_store(&w->delivered, false);
+    si_workers_unlock();
+    /* The monitor posts the pending call. */
+    need_monitor(0);
     return true;
 }
 

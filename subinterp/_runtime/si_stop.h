@@ -78,6 +78,11 @@ static inline bool si_call_is_asked(si_worker *w)
  * caller raises it now. w: this thread's worker, or NULL. */
 bool si_call_take(si_worker *w);
 
+/* The exception was swallowed by a callback or a finalizer, in which it was
+ * raised by chance: raise it again. By the worker's thread, with the lock held.
+ * False: no interruption is under way. */
+bool si_call_again(si_worker *w);
+
 /* The time that the task may run begins; and is over, before si_call_finish. */
 void si_call_limit(si_worker *w, int64_t limit_ns);
 void si_call_unlimit(si_worker *w);

@@ -259,6 +259,29 @@ static void flush_streams(si_worker *w)
         PyErr_WriteUnraisable(NULL);
 }
 
+/* sys.unraisablehook: an interruption that a finalizer or the callback of a weak
+ * reference has swallowed is not lost. In C, so that it is not raised in here. */
+static PyObject *report_unraisable(PyObject *self, PyObject *info)
+{
+    (void)self;
+    si_worker *w = this_worker;
+    PyObject *type = PyObject_GetAttrString(info, "exc_type"), *ours = NULL;
+    if (type && w && w->cx && w->cx->worker_module)
+        ours = PyObject_GetAttrString(w->cx->worker_module, "Interrupt");
+    bool again = ours && ours == type && si_call_again(w);
+    Py_XDECREF(ours);
+    Py_XDECREF(type);
+    PyErr_Clear();
+    if (again)
+        Py_RETURN_NONE;
+    PyObject *usual = PySys_GetObject("__unraisablehook__");
+    if (!usual)
+        Py_RETURN_NONE;
+    return PyObject_CallOneArg(usual, info);
+}
+
+static PyMethodDef report_def = {"unraisablehook", report_unraisable, METH_O, NULL};
+
 /* ---- failures ---------------------------------------------------------------- */
 
 /* The current exception as a tree of plain values (see _worker.describe). */
@@ -782,7 +805,7 @@ static int make_worker_module(si_worker *w)
     PyObject *boot = si_value_decode(w->cx, &p->boot, true);
     if (!boot)
         return -1;
-    PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL;
+    PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL, *report = NULL;
     if (w->cx->worker_module)
         module = Py_NewRef(w->cx->worker_module);   /* from an earlier pool's worker */
     else if ((module = run_sent_code(boot, "worker_code", "subinterp._worker"))
@@ -794,15 +817,18 @@ static int make_worker_module(si_worker *w)
         create = PyCFunction_New(&create_core_def, NULL);
         exec = PyCFunction_New(&exec_core_def, NULL);
         out = PyCFunction_New(&emit_def, NULL);
+        report = PyCFunction_New(&report_def, NULL);
     }
-    if (create && exec && out)
-        r = PyObject_CallMethod(module, "boot", "OiOOOO", boot, w->index, dirty, create, exec, out);
+    if (create && exec && out && report)
+        r = PyObject_CallMethod(module, "boot", "OiOOOOO", boot, w->index, dirty, create, exec, out,
+                                report);
     if (r)
         Py_XSETREF(w->cx->worker_module, Py_NewRef(module));
     else if (!PyErr_Occurred())
         PyErr_SetString(PyExc_SystemError, "subinterp: a worker's set-up does not decode");
     int bad = r ? 0 : -1;
     Py_XDECREF(r);
+    Py_XDECREF(report);
     Py_XDECREF(out);
     Py_XDECREF(exec);
     Py_XDECREF(create);
