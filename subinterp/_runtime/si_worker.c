@@ -155,9 +155,25 @@ int si_value_encode(si_context *cx, si_msg *m, PyObject *obj)
 
 /* ---- the extension's own module in a worker -------------------------------- */
 
+/* The module, once it was executed in this interpreter; NULL without an exception. An
+ * import that is interrupted after that forgets it, and must find it again: it
+ * cannot be executed twice. */
+static PyObject *core_made(void)
+{
+    PyObject *made = NULL;
+    if (this_worker && this_worker->cx && this_worker->cx->worker_module)
+        made = PyObject_GetAttrString(this_worker->cx->worker_module, "_core_made");
+    if (!made)
+        PyErr_Clear();
+    return made;
+}
+
 static PyObject *create_core(PyObject *self, PyObject *spec)
 {
     (void)self;
+    PyObject *made = core_made();
+    if (made)
+        return made;
     PyObject *def = si_python.init_module();
     if (!def)
         return NULL;
@@ -177,6 +193,10 @@ static PyObject *exec_core(PyObject *self, PyObject *module)
     PyModuleDef *def = PyModule_GetDef(module);
     if (!def)
         return NULL;
+    PyObject *made = core_made();
+    Py_XDECREF(made);
+    if (made == module)
+        Py_RETURN_NONE;
     /* It cannot be executed twice in one interpreter: no task's interruption
      * stops it half-way. */
     si_worker *w = this_worker;
@@ -187,6 +207,8 @@ static PyObject *exec_core(PyObject *self, PyObject *module)
     Py_END_ALLOW_THREADS
     int bad = PyModule_ExecDef(module, def);
     si_unlock(&exec_mu);
+    if (bad == 0 && w && w->cx && w->cx->worker_module)
+        bad = PyObject_SetAttrString(w->cx->worker_module, "_core_made", module);
     if (w)
         w->shield--;
     if (bad < 0)
