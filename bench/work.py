@@ -36,6 +36,19 @@ def compute(steps):
     return total
 
 
+def busy(seconds):
+    """Run pure Python code for a time.
+
+    Parameters
+    ----------
+    seconds : float
+        How long.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
 def first_and_last(buffer):
     """Read the two outermost bytes of a buffer, without a copy of it."""
     with memoryview(buffer) as view:

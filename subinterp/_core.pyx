@@ -124,6 +124,37 @@ cdef int64_t _deadline(object timeout) except -1:
     return si_now() + <int64_t>(seconds * 1e9)
 
 
+cdef int _look_around() except -1:
+    """After a wait that something has cut short: let in what interrupts one. Signal
+    handlers in the main thread; the interruption of the task that waits; pending
+    calls and asynchronous exceptions in any thread. For the last two the evaluation
+    loop must run, if only for an instant."""
+    PyErr_CheckSignals()
+    if si_call_take(si_worker_self()):
+        from subinterp._worker import Interrupt
+        raise Interrupt
+    nothing = {}
+    PyRun_String("None", Py_eval_input, nothing, nothing)
+    return 0
+
+
+cdef bint _is_stop(exc) except -1:
+    """Ctrl-C, or an interruption of the task that waits: what it waited for shall stop, too."""
+    if isinstance(exc, KeyboardInterrupt):
+        return True
+    from subinterp._worker import Interrupt
+    return isinstance(exc, Interrupt)
+
+
+cdef int _stop_task(si_task *t) except -1:
+    """Cancel a task, or interrupt it if it runs. It is not waited for."""
+    if SI_IS_FINAL(si_task_word(t)) or t.generation != si_generation():
+        return 0
+    with nogil:
+        si_stop_task(t)
+    return 0
+
+
 def check_timeout(timeout):
     """Validate a timeout of a channel operation: None or a number of seconds.
 
@@ -741,7 +772,7 @@ cdef int _wait_task(si_pool *pool, si_task *t, int64_t deadline) except -1:
         if st == SI_TIMEOUT:
             return 1
         if st == SI_INTR:
-            PyErr_CheckSignals()
+            _look_around()
         else:
             _check(st)
 
@@ -899,6 +930,7 @@ cdef class FutureCore:
         """Make the outcome a Python object, once: loading may run Python code,
         and with it another thread that asks for the same."""
         cdef si_msg msg
+        cdef uint32_t w
         if self.decoded:
             return 0
         _drain_output(self.pool, self.context)
@@ -909,9 +941,11 @@ cdef class FutureCore:
         import _thread
         self.decoder = [_thread.get_ident(), None]
         si_msg_init(&msg)
-        si_msg_move(&msg, &self.task.msg)
+        w = self.word()
         try:
-            self._decode_message(self.word(), &msg)
+            if w != SI_ABANDONED and w != SI_OVERDUE:
+                si_msg_move(&msg, &self.task.msg)   # else it is still the worker's
+            self._decode_message(w, &msg)
         except Exception as exc:
             self.value = exc
             self.decoded = 2
@@ -930,6 +964,8 @@ cdef class FutureCore:
             return 0
         if w == SI_FAILED:
             value = _failure(self.context.cx, msg)
+        elif w == SI_ABANDONED or w == SI_OVERDUE:
+            value = _abandoned(w)
         else:
             value = _broken(self.pool, PyBytes_FromStringAndSize(msg.data, <Py_ssize_t>msg.len))
         self.value = value
@@ -953,7 +989,13 @@ cdef class FutureCore:
     cdef int _await(self, timeout) except -1:
         if self.word() >= SI_DONE:
             return 0
-        if _wait_task(self.pool, self.task, _deadline(timeout)):
+        try:
+            late = _wait_task(self.pool, self.task, _deadline(timeout))
+        except BaseException as exc:
+            if _is_stop(exc):
+                self.interrupt()
+            raise
+        if late:
             raise TimeoutError
         return 0
 
@@ -1075,6 +1117,38 @@ cdef class FutureCore:
             return True
         return state == SI_CANCELLED
 
+    def interrupt(self):
+        """Stop the call, also if a worker runs it.
+
+        One that no worker has begun is cancelled. In one that runs, `Interrupt` is
+        raised at the next step of its Python code; on Linux on x86-64 it also
+        ends most blocking calls: `time.sleep`, locks, queues, sockets, pipes.
+
+        Returns
+        -------
+        bool
+            True if the call was cancelled, or asked to stop. False if it was
+            complete.
+
+        Notes
+        -----
+        Does not block: the outcome is the future's. It is `TaskInterrupted`, also
+        if the task turned the interruption into another exception; its result if
+        the task caught `Interrupt` and went on to its end; `TaskAbandoned` if it did
+        not stop within the pool's `interrupt_grace`. Calling it again raises
+        `Interrupt` again, in a task that went on.
+        """
+        cdef bint asked
+        cdef si_task *t
+        if self.cancel():
+            return self.word() == SI_CANCELLED
+        if self.word() != SI_RUNNING:
+            return False
+        t = self.task
+        with nogil:
+            asked = si_stop_task(t)
+        return asked
+
     cdef int _unobserve(self) except -1:
         """Take back the reference that the post would have returned."""
         if self.task.observer != NULL:
@@ -1107,13 +1181,13 @@ cdef class FutureCore:
     def _get_snapshot(self):
         # asyncio (3.14) reads the outcome through this.
         cdef uint32_t w = self.word()
-        if w == SI_DONE or w == SI_FAILED or w == SI_LOST:
+        if w == SI_CANCELLED:
+            return True, True, None, None
+        if w >= SI_DONE:
             self._decode()
             if self.decoded == 1:
                 return True, False, self.value, None
             return True, False, None, self.value
-        if w == SI_CANCELLED:
-            return True, True, None, None
         return False, False, None, None
 
     def _executor_only(self, *args):
@@ -1143,6 +1217,19 @@ cdef object _broken(si_pool *pool, bytes reason):
         from concurrent.futures._base import LOGGER
         LOGGER.critical("An interpreter pool is broken: %s", text)
     return _errors().BrokenInterpreterPool(text)
+
+
+cdef object _abandoned(uint32_t state):
+    """The exception of a task that did not stop."""
+    errors = _errors()
+    if state == SI_OVERDUE:
+        return errors.OverdueTaskAbandoned(
+            "the task exceeded its time limit and did not stop when it was interrupted; "
+            "its worker was abandoned"
+        )
+    return errors.TaskAbandoned(
+        "the task did not stop when it was interrupted; its worker was abandoned"
+    )
 
 
 cdef object _failure(si_context *cx, si_msg *msg):
@@ -1701,6 +1788,53 @@ cdef class PoolCore:
         Does not block. Arguments are encoded now: changing them afterwards
         has no effect on the task.
         """
+        return self._submit(fn, args, kwargs, 0)
+
+    def schedule(self, fn, args=(), kwargs=None, *, timeout=None):
+        """Schedule ``fn(*args, **kwargs)`` on a worker, with a limit to its running time.
+
+        Parameters
+        ----------
+        fn : callable
+            As for `submit`.
+        args : iterable
+            Positional arguments.
+        kwargs : mapping, optional
+            Keyword arguments.
+        timeout : float, optional
+            Seconds that the call may run, from when a worker begins it. Then it
+            is interrupted, as by `Future.interrupt`. None: no limit.
+
+        Returns
+        -------
+        Future
+            Ends with `TaskTimeout`, a `TimeoutError`, if the time was over; if the
+            task did not stop even so, with one that is a `TaskAbandoned` as well.
+
+        Raises
+        ------
+        TypeError
+            If `timeout` is not a number.
+        ValueError
+            If `timeout` is not greater than 0.
+        NotSendableError, BrokenInterpreterPool, RuntimeError
+            As `submit`.
+
+        Notes
+        -----
+        Does not block. The time in the queue does not count.
+        """
+        cdef double seconds
+        cdef int64_t limit = 0
+        if check_timeout(timeout) is not None:
+            seconds = timeout
+            if isnan(seconds) or seconds <= 0:
+                raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+            if seconds < 9e9:
+                limit = max(<int64_t>(seconds * 1e9), 1)
+        return self._submit(fn, tuple(args), {} if kwargs is None else dict(kwargs), limit)
+
+    cdef FutureCore _submit(self, fn, tuple args, dict kwargs, int64_t limit):
         cdef si_task *t
         cdef FutureCore fut
         cdef si_ret st
@@ -1708,6 +1842,7 @@ cdef class PoolCore:
         t = si_task_new()
         if t == NULL:
             raise MemoryError
+        t.limit_ns = limit
         try:
             self._encode_call(t, fn, args, kwargs)
         except BaseException:
@@ -1720,6 +1855,11 @@ cdef class PoolCore:
             si_store_refs(t, 1)
             self._refused(st)
         return fut
+
+    def _set_stopping(self, double grace, int max_abandoned):
+        """Part of the constructor: what becomes of tasks that do not stop."""
+        self.pool.grace = <int64_t>(grace * 1e9)
+        self.pool.max_left = max_abandoned
 
     def broadcast(self, fn, /, *args, **kwargs):
         """Call ``fn(*args, **kwargs)`` once in every worker.
@@ -1772,7 +1912,7 @@ cdef class PoolCore:
                 self._encode_call(tasks[i], fn, args, kwargs)
             for i in range(wanted):
                 si_store_refs(tasks[i], 2)
-            st = si_pool_broadcast(self.pool, tasks, &n)
+            st = si_pool_broadcast(self.pool, tasks, wanted, &n)
             for i in range(n, wanted):
                 si_store_refs(tasks[i], 1)
             del futures[n:]
@@ -1788,6 +1928,11 @@ cdef class PoolCore:
             except Exception as exc:
                 if failure is None:
                     failure = exc
+            except BaseException as exc:
+                if _is_stop(exc):
+                    for other in futures:
+                        other.interrupt()
+                raise
         if failure is not None:
             try:
                 raise failure
@@ -1824,6 +1969,26 @@ cdef class PoolCore:
             self._refused(st)
         return fut
 
+    def _resize(self, int max_workers):
+        cdef si_ret st
+        self._need_pool()
+        st = si_pool_resize(self.pool, max_workers)
+        if st != SI_OK:
+            if st == SI_SHUTDOWN:
+                raise RuntimeError("cannot resize a pool after shutdown")
+            self._refused(st)
+
+    def _terminate(self, int64_t grace):
+        """Cancel what is queued and interrupt what runs; -1: with the pool's own grace."""
+        if self.pool == NULL or self.pool.generation != si_generation():
+            return
+        for ref in list(self.maps.values()):
+            it = ref()
+            if it is not None:
+                (<MapIterator>it)._feed_rest(True)
+        self.maps.clear()
+        self._stop_all(grace)
+
     def _close(self, bint cancel, bint give_up):
         if self.pool != NULL:
             # Maps whose results are still to be read get all their input first.
@@ -1852,7 +2017,19 @@ cdef class PoolCore:
                 return True
             if st == SI_TIMEOUT:
                 return False
-            PyErr_CheckSignals()
+            try:
+                _look_around()
+            except BaseException as exc:
+                if _is_stop(exc):
+                    self._stop_all(-1)
+                raise
+
+    cdef int _stop_all(self, int64_t grace) except -1:
+        """End without waiting: cancel what is queued, interrupt what runs."""
+        si_pool_close(self.pool, True, True)
+        with nogil:
+            si_stop_all(self.pool, grace)
+        return 0
 
     # ---- observing ------------------------------------------------------------
 
@@ -2101,7 +2278,14 @@ def close_pools_of_this_interpreter():
                         with nogil:
                             st = si_pool_join(p, SI_FOREVER)
                         _drain_output(p, context)
-                        PyErr_CheckSignals()
+                        try:
+                            _look_around()
+                        except BaseException as exc:
+                            if _is_stop(exc):
+                                si_pool_close(p, True, True)
+                                with nogil:
+                                    si_stop_all(p, -1)
+                            raise
             finally:
                 si_pool_release(p)
     finally:
@@ -2243,7 +2427,7 @@ cdef class MapIterator:
         if not self.started and not self.closed:
             self._feed_rest(False)
         else:
-            self._stop()
+            self._stop(False)
 
     def __iter__(self):
         return self
@@ -2319,7 +2503,7 @@ cdef class MapIterator:
         with nogil:
             st = si_task_wait(t, until, NULL)
         if st == SI_INTR:
-            PyErr_CheckSignals()
+            _look_around()
         if st == SI_OK:
             self._learn(t)
         return 0
@@ -2628,8 +2812,8 @@ cdef class MapIterator:
                 self._next_chunk()
             except StopIteration:
                 raise
-            except BaseException:
-                self._stop()
+            except BaseException as exc:
+                self._stop(_is_stop(exc))
                 raise
 
     cdef object _item(self):
@@ -2667,7 +2851,7 @@ cdef class MapIterator:
         except Exception as problem:
             exc = _errors().RemoteError(f"a worker's exception could not be read: {problem!r}")
         if not self.unordered:
-            self._stop()
+            self._stop(False)
         try:
             raise exc
         finally:
@@ -2706,6 +2890,8 @@ cdef class MapIterator:
             if word == SI_CANCELLED:
                 from concurrent.futures import CancelledError
                 raise CancelledError
+            if word == SI_ABANDONED or word == SI_OVERDUE:
+                raise _abandoned(word)
             raise _broken(self.owner.pool,
                           PyBytes_FromStringAndSize(t.msg.data, <Py_ssize_t>t.msg.len))
         finally:
@@ -2730,7 +2916,7 @@ cdef class MapIterator:
             if st == SI_TIMEOUT:
                 raise TimeoutError
             if st == SI_INTR:
-                PyErr_CheckSignals()
+                _look_around()
             else:
                 _check(st)
         t = <si_task *>node
@@ -2752,9 +2938,10 @@ cdef class MapIterator:
         """Stop: chunks that no worker has begun are cancelled. Idempotent."""
         if self.busy:
             raise ValueError("another thread is reading from this map")
-        self._stop()
+        self._stop(False)
 
-    cdef int _stop(self) except -1:
+    cdef int _stop(self, bint interrupt) except -1:
+        """Give up what was not read. interrupt: also chunks that run."""
         cdef si_task *t
         if self.closed:
             return 0
@@ -2764,6 +2951,8 @@ cdef class MapIterator:
         while self.ring_len:
             t = self._pop_ring()
             si_task_cancel(t)
+            if interrupt:
+                _stop_task(t)
             si_task_release(t)
         return 0
 
@@ -3100,7 +3289,7 @@ cdef int _wait_channel(ChannelEnd end, int64_t deadline) except -1:
             raise errors.RecvTimeout("no message in time")
         raise errors.SendTimeout("no room in the channel in time")
     if st == SI_TIMEOUT or st == SI_INTR:
-        PyErr_CheckSignals()
+        _look_around()
         return 0
     return _check_channel(st, side)
 
@@ -3301,7 +3490,7 @@ def select_channels(tuple ends, timeout, Py_ssize_t first):
             if st == SI_TIMEOUT and until == deadline:
                 raise _errors().RecvTimeout("no message in time")
             if st == SI_TIMEOUT or st == SI_INTR:
-                PyErr_CheckSignals()
+                _look_around()
             elif st != SI_OK:
                 _check_channel(st, SI_RECEIVER)
     finally:
@@ -3421,16 +3610,6 @@ def _shared_by_id(token, uint64_t id):
 
 # ---- locks and the like --------------------------------------------------------------------------------
 # See si_sync.h. What they mean stands with the public classes, in sync.py.
-
-cdef int _look_around() except -1:
-    """Let in what interrupts a wait: signal handlers in the main thread, pending
-    calls and asynchronous exceptions in any. For the last two the evaluation
-    loop must run, if only for an instant."""
-    PyErr_CheckSignals()
-    nothing = {}
-    PyRun_String("None", Py_eval_input, nothing, nothing)
-    return 0
-
 
 cdef int64_t _slice_end(int64_t deadline) noexcept:
     """Until when this thread may sleep in one go."""
@@ -4698,6 +4877,11 @@ def set_parked_limit(limit):
     if not 0 <= limit <= 4096:
         raise ValueError("limit must be between 0 and 4096")
     si_park_set_limit(limit)
+
+
+def _fail_interpreters(int n):
+    """For tests: so many of the next attempts to make a worker's interpreter fail."""
+    si_fail_for_tests(n)
 
 
 def _pretend_copies(uint32_t n=1):

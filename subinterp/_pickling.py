@@ -178,7 +178,21 @@ def rebuild_exception(tree: dict[str, Any]) -> BaseException:
         last = last.__cause__
         seen.add(id(last))
     last.__cause__ = RemoteTraceback(text)
-    return exc
+    return _stopped(exc, tree) if "stopped" in tree else exc
+
+
+def _stopped(exc: BaseException, tree: dict[str, Any]) -> BaseException:
+    """Return the exception of a task that was interrupted; `exc` is what it ended with."""
+    from subinterp.errors import TaskInterrupted, TaskTimeout
+
+    outcome: BaseException
+    if tree["stopped"] == 2:  # SI_CALL_OVERDUE
+        outcome = TaskTimeout("the task exceeded its time limit")
+    else:
+        outcome = TaskInterrupted("the task was interrupted")
+    outcome.__cause__ = RemoteTraceback(tree.get("text", ""))
+    outcome.__context__ = exc
+    return outcome
 
 
 def _rebuild(tree: dict[str, Any], text: str) -> BaseException:

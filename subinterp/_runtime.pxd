@@ -119,7 +119,7 @@ cdef extern from "si_codec.h":
 
 cdef extern from "si_task.h" nogil:
     ctypedef enum si_task_state:
-        SI_PENDING, SI_RUNNING, SI_DONE, SI_FAILED, SI_CANCELLED, SI_LOST
+        SI_PENDING, SI_RUNNING, SI_DONE, SI_FAILED, SI_CANCELLED, SI_LOST, SI_ABANDONED, SI_OVERDUE
     uint32_t SI_STATE_MASK, SI_WAITED, SI_OBSERVED
     bint SI_IS_FINAL(uint32_t word)
     int SI_ARITY_STAR
@@ -147,6 +147,7 @@ cdef extern from "si_task.h" nogil:
         PyObject *observer
         int64_t run_ns
         size_t weight
+        int64_t limit_ns
         si_msg msg
     si_task *si_task_new()
     void si_task_free(si_task *t)
@@ -225,6 +226,8 @@ cdef extern from "si_pool.h" nogil:
         si_msg initializer
         si_spin caller_spin
         size_t stack_size
+        int64_t grace
+        int max_left
         bint forward_output
         si_cq *out_cq
     ctypedef struct si_worker:
@@ -246,7 +249,9 @@ cdef extern from "si_pool.h" nogil:
     bint si_pool_trace(si_pool *p, si_trace *t)
     void si_pool_untrace(si_pool *p, si_trace *t)
     si_ret si_pool_push(si_pool *p, si_task *t)
-    si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
+    si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int room, int *n)
+    si_ret si_pool_resize(si_pool *p, int max_workers)
+    void si_fail_for_tests(int n)
     void si_pool_close(si_pool *p, bint cancel, bint give_up)
     si_ret si_pool_join(si_pool *p, int64_t deadline)
     bint si_pool_is_broken(si_pool *p)
@@ -261,6 +266,12 @@ cdef extern from "si_pool.h" nogil:
     bint si_pool_tell_broken(si_pool *p)
     bint si_pool_given_up(si_pool *p)
     size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
+
+
+cdef extern from "si_stop.h" nogil:
+    bint si_call_take(si_worker *w)
+    bint si_stop_task(si_task *t)
+    void si_stop_all(si_pool *p, int64_t grace)
 
 
 cdef extern from "si_park.h" nogil:

@@ -90,6 +90,26 @@ class _PackageFinder:
 _ModuleSpec: "type[ModuleSpec]" = type(sys.__spec__)
 
 
+class Interrupt(BaseException):
+    """Raised in a task that is interrupted, by `Future.interrupt` or at its time limit.
+
+    It derives from BaseException, so that ``except Exception`` lets it pass. A task may
+    catch it to clean up, and raise it again; one that goes on to its end delivers its
+    result.
+    """
+
+    def __reduce__(self) -> "tuple[Callable[..., Interrupt], tuple[Any, ...]]":
+        # Not by the name of the class, which would import the public package in a worker.
+        return _interrupt, self.args
+
+
+Interrupt.__module__ = "subinterp"
+
+
+def _interrupt(*args: "Any") -> Interrupt:
+    return Interrupt(*args)
+
+
 # ---- the worker's thread, as `threading` sees it ---------------------------------
 # `threading` takes the thread that started the process for every interpreter's
 # main thread. A worker's own thread would be a nameless dummy, and a daemon, and
@@ -151,6 +171,7 @@ def boot(
     create_core: "Callable[[ModuleSpec], ModuleType]",
     exec_core: "Callable[[ModuleType], None]",
     emit: "Callable[[int, Any, bool], int]",
+    report: "Callable[[Any], None]",
 ) -> None:
     """Set the interpreter, new or renewed, up as its pool's options say."""
     global _index, _pool_name, _thread_id, _dirty, _pristine, _installed
@@ -180,6 +201,7 @@ def boot(
         sys.setrecursionlimit(payload["recursion_limit"])
     _emit = emit
     _open_streams(payload["streams"])
+    sys.unraisablehook = report
     _log_levels = payload["logging"]
     if _log_levels is not None and ("logging" in sys.modules or _log_levels["warnings"]):
         import logging

@@ -6,8 +6,10 @@ that code written for `concurrent.futures` or `queue` catches them.
 
 import queue
 import threading
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, CancelledError
 from pickle import PicklingError
+
+from subinterp._worker import Interrupt
 
 __all__ = [
     "BrokenBarrierError",
@@ -18,6 +20,7 @@ __all__ = [
     "ChannelError",
     "ChannelFull",
     "ChannelTimeout",
+    "Interrupt",
     "NotSendableError",
     "PoolDeadlockError",
     "RecvTimeout",
@@ -26,6 +29,9 @@ __all__ = [
     "SendTimeout",
     "SubinterpError",
     "SyncError",
+    "TaskAbandoned",
+    "TaskInterrupted",
+    "TaskTimeout",
 ]
 
 
@@ -68,6 +74,29 @@ class BrokenInterpreterPool(SubinterpError, BrokenExecutor):
 
 class PoolDeadlockError(SubinterpError, RuntimeError):
     """Every worker of a pool waits for tasks in the pool's own queue."""
+
+
+class TaskInterrupted(SubinterpError, CancelledError):
+    """The task was stopped by `Future.interrupt` while it ran.
+
+    Its cause is the worker's traceback, which shows where it was; its context is what
+    was raised there: `Interrupt`, or what the task made of it.
+    """
+
+
+class TaskTimeout(SubinterpError, TimeoutError):
+    """The task was stopped when its running time was up; cause and context as `TaskInterrupted`."""
+
+
+class TaskAbandoned(TaskInterrupted):
+    """The task did not stop when it was interrupted, and its worker was left behind.
+
+    It may still run. Another worker takes the place of its own.
+    """
+
+
+class OverdueTaskAbandoned(TaskAbandoned, TaskTimeout):
+    """The same, for a task that was interrupted because its running time was up."""
 
 
 class ChannelError(SubinterpError):

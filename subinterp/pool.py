@@ -280,11 +280,18 @@ class InterpreterPool(_core.PoolCore, Executor):
         interpreter that makes the pool (as a rule the main one), at its levels;
         they have the worker's name (`threadName`, `worker`) and the number of
         its interpreter (`interpreter`).
+    interrupt_grace : float
+        Seconds that a task gets to stop once it was interrupted. Then its worker is
+        abandoned: another one takes its place, and its future ends with
+        `TaskAbandoned`.
+    max_abandoned : int, optional
+        Abandoned workers whose tasks still run, at most; one more breaks the pool.
+        None: as many as `max_workers`, and at least 4.
 
     Raises
     ------
     TypeError
-        If a number is not an integer, `initializer` is not callable, or
+        If a number is not of its type, `initializer` is not callable, or
         `extensions` is neither a string nor a mapping of strings.
     ValueError
         If a number is out of range, or a mode is unknown or cannot be had here.
@@ -319,15 +326,12 @@ class InterpreterPool(_core.PoolCore, Executor):
         max_tasks_per_child: int | None = None,
         extensions: Extensions = "auto",
         logging_to_main: bool = False,
+        interrupt_grace: float = 3.0,
+        max_abandoned: int | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = usable_cpus()
-        elif not isinstance(max_workers, int):
-            raise TypeError(f"max_workers must be an integer, not {type(max_workers).__name__}")
-        if max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
-        if max_workers > 4096:
-            raise ValueError("max_workers must be at most 4096")
+        _check_max_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if max_tasks_per_child is not None:
@@ -335,6 +339,14 @@ class InterpreterPool(_core.PoolCore, Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
+            _warn_of_leaks()
+        grace = _checked_grace(interrupt_grace)
+        if max_abandoned is None:
+            max_abandoned = max(4, max_workers)
+        elif not isinstance(max_abandoned, int):
+            raise TypeError(f"max_abandoned must be an integer, not {type(max_abandoned).__name__}")
+        elif not 0 <= max_abandoned <= 1_000_000:
+            raise ValueError("max_abandoned must be between 0 and 1000000")
         name = thread_name_prefix or f"interp{next(_pool_numbers)}"
         options = _boot_options(name, extensions, bool(logging_to_main))
         _prepare_interpreter()
@@ -347,6 +359,7 @@ class InterpreterPool(_core.PoolCore, Executor):
             initializer,
             tuple(initargs),
         )
+        self._set_stopping(grace, max_abandoned)
 
     def map(
         self,
@@ -637,6 +650,56 @@ class InterpreterPool(_core.PoolCore, Executor):
         if wait:
             self._join()
 
+    def resize(self, max_workers: int) -> None:
+        """Change how many workers the pool has, at most.
+
+        Parameters
+        ----------
+        max_workers : int
+            As in the constructor. Further workers are started as work comes; those
+            above it end when their task is done, idle ones at once.
+
+        Raises
+        ------
+        TypeError
+            If `max_workers` is not an integer.
+        ValueError
+            If it is out of range.
+        BrokenInterpreterPool
+            If the pool is broken.
+        RuntimeError
+            If the pool was shut down.
+
+        Notes
+        -----
+        Does not block. A worker stays as long as all others wait for tasks of this
+        pool, since it may have to run them.
+        """
+        _check_max_workers(max_workers)
+        self._resize(max_workers)
+
+    def terminate_workers(self) -> None:
+        """Shut the pool down, and stop its tasks.
+
+        What is queued is cancelled; what runs is interrupted, as by
+        `Future.interrupt`. A task that does not stop within `interrupt_grace` is
+        abandoned with its worker.
+
+        Notes
+        -----
+        Idempotent. Does not block: `shutdown` waits for the end. May be called in a
+        task of the pool itself, which is then interrupted, too.
+        """
+        self._terminate(-1)
+
+    def kill_workers(self) -> None:
+        """As `terminate_workers`, without a grace period.
+
+        Tasks that do not stop at once are abandoned: their futures end with
+        `TaskAbandoned`, and their code may still run for a while.
+        """
+        self._terminate(0)
+
     def __repr__(self) -> str:
         state = "broken" if self._broken else "shut down" if self._is_closing else "open"
         workers = f"{self._n_workers} of {self._max_workers} workers"
@@ -647,6 +710,43 @@ def _progress() -> tuple[Callable[[object], None], Callable[..., Iterator[Any]]]
     from subinterp import _progress
 
     return _progress.check, _progress.Tracked
+def _check_max_workers(value: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"max_workers must be an integer, not {type(value).__name__}")
+    if value <= 0:
+        raise ValueError("max_workers must be greater than 0")
+    if value > 4096:
+        raise ValueError("max_workers must be at most 4096")
+
+
+_warned_of_leaks = False
+
+
+def _warn_of_leaks() -> None:
+    """Say once that this Python does not give an interpreter's memory back."""
+    global _warned_of_leaks
+    if sys.version_info >= (3, 14, 1) or _warned_of_leaks:
+        return
+    import warnings
+
+    _warned_of_leaks = True
+    version = ".".join(map(str, sys.version_info[:3]))
+    warnings.warn(
+        f"max_tasks_per_child: CPython {version} loses 2 to 5 MB with each interpreter that ends; "
+        "use 3.14.1 or newer, or recycle rarely",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _checked_grace(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(
+            f"interrupt_grace must be a number of seconds, not {type(seconds).__name__}"
+        )
+    if not 0 <= seconds <= 1e9:
+        raise ValueError("interrupt_grace must be between 0 and 1e9 seconds")
+    return float(seconds)
 
 
 def _check_positive(name: str, value: int | None) -> None:

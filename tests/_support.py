@@ -113,7 +113,9 @@ def open_files() -> dict[int, str]:
     return files
 
 
-NOTIFIER = "subinterp-notifier"[:15]  # as the kernel shortens it
+# Threads of the library's that come and go as they are needed, one of each: the one that runs
+# callbacks, and the one that watches tasks that are interrupted. As the kernel shortens names.
+HELPERS = ("subinterp-notifier"[:15], "subinterp-watch")
 
 
 class Snapshot:
@@ -142,10 +144,10 @@ class Snapshot:
                 leaks.append(f"interpreters: {sorted(new)} are new")
         if "threads" not in ignore:
             new = {tid: name for tid, name in self.threads.items() if tid not in before.threads}
-            # The one that runs callbacks comes and goes as it is needed.
-            notifiers = [tid for tid, name in self.threads.items() if name == NOTIFIER]
-            if len(notifiers) == 1:
-                new.pop(notifiers[0], None)
+            for helper in HELPERS:
+                found = [tid for tid, name in self.threads.items() if name == helper]
+                if len(found) == 1:
+                    new.pop(found[0], None)
             if new:
                 leaks.append(f"threads: {new} are new")
         if "files" not in ignore:

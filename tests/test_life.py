@@ -601,7 +601,7 @@ def test_main_runs_while_a_worker_keeps_its_lock():
 INTERRUPT_PRELUDE = """
 import os, signal, subprocess, sys, threading, time
 from concurrent.futures import wait, as_completed
-from subinterp import InterpreterPool, SharedBuffer, create_channel, select
+from subinterp import InterpreterPool, SharedBuffer, TaskInterrupted, create_channel, select
 
 READ, WRITE = os.pipe()
 
@@ -737,8 +737,8 @@ def test_ctrl_c_while_a_worker_keeps_its_lock():
     )
 
 
-def test_ctrl_c_gives_up_only_the_wait():
-    """The task goes on, its future is good, and so is the pool."""
+def test_ctrl_c_stops_only_what_was_waited_for():
+    """Other tasks go on, their futures are good, and so is the pool."""
     interrupted(
         """
         pool = InterpreterPool(2)
@@ -747,8 +747,8 @@ def test_ctrl_c_gives_up_only_the_wait():
         """,
         "future.result()",
         """
-        assert not future.cancelled()
-        assert future.result(50) == second.result(50) == "computed"
+        assert type(future.exception(50)) is TaskInterrupted
+        assert second.result(50) == "computed"
         assert [f.result(50) for f in pending] == [n * n for n in range(20)]
         with pool:
             assert pool.submit(abs, -1).result(50) == 1
@@ -761,7 +761,7 @@ def test_ctrl_c_in_a_map_leaves_the_pool_usable():
         """
         pool = InterpreterPool(2)
         other = pool.submit(compute, 1.5)
-        results = pool.map(compute, [1.5, 0, 0, 0], chunksize=1)
+        results = pool.map(compute, [1000, 0, 0, 0], chunksize=1)
         """,
         "list(results)",
         """
@@ -770,6 +770,47 @@ def test_ctrl_c_in_a_map_leaves_the_pool_usable():
             assert list(pool.map(abs, range(-100, 0))) == list(range(100, 0, -1))
         """,
     )
+
+
+def test_ctrl_c_stops_the_chunks_of_a_map():
+    interrupted(
+        """
+        pool = InterpreterPool(2)
+        results = pool.imap_unordered(compute, [1000] * 8, chunksize=2)
+        """,
+        "list(results)",
+        """
+        with pool:
+            assert pool.submit(abs, -1).result(50) == 1
+        """,
+    )
+
+
+def test_ctrl_c_and_the_end_of_the_with_block():
+    """Leaving the block waits for other tasks, until a second Ctrl-C."""
+    result = run_script(
+        INTERRUPT_PRELUDE
+        + """
+others = []
+try:
+    with InterpreterPool(2) as pool:
+        others.append(pool.submit(compute, 1000))
+        others += [pool.submit(abs, -n) for n in range(3)]
+        others.append(pool.submit(compute, 1000))
+        others.append(pool.submit(abs, -3))
+        try:
+            others[0].result()
+        except KeyboardInterrupt:
+            print("first", flush=True)
+            raise
+except KeyboardInterrupt:
+    print("second", flush=True)
+print([type(f.exception(50)).__name__ for f in others[:-1]], others[-1].done(), flush=True)
+""",
+        args=["2"],
+    ).check()
+    outcomes = ["TaskInterrupted", "NoneType", "NoneType", "NoneType", "TaskInterrupted"]
+    assert result.stdout == f"first\nsecond\n{outcomes} True\n", str(result)
 
 
 def test_ctrl_c_in_recv_loses_no_message():
@@ -812,12 +853,14 @@ def test_ctrl_c_in_shutdown_can_be_repeated():
     interrupted(
         """
         pool = InterpreterPool(2)
-        future = pool.submit(compute, 2)
+        future = pool.submit(compute, 1000)
+        while not future.running():
+            time.sleep(0.001)
         """,
         "pool.shutdown()",
         """
         pool.shutdown()
-        assert future.result(0) == "computed"
+        assert type(future.exception(0)) is TaskInterrupted
         """,
     )
 

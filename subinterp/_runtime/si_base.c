@@ -28,7 +28,8 @@ si_ret si_futex_wait(si_word *word, uint32_t expected, int64_t deadline)
                      FUTEX_BITSET_MATCH_ANY);
     if (r == 0 || errno == EAGAIN)
         return SI_OK;
-    if (errno == ETIMEDOUT)
+    /* An interruption of the task that waits comes as ETIMEDOUT (si_stop.h). */
+    if (errno == ETIMEDOUT && deadline != SI_FOREVER && si_now() >= deadline)
         return SI_TIMEOUT;
     return SI_INTR;
 }

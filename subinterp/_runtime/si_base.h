@@ -59,7 +59,8 @@ static inline void si_relax(void)
 }
 
 /* Sleep while *word == expected, until `deadline` (CLOCK_MONOTONIC ns, or
- * SI_FOREVER). SI_OK may be spurious: the caller checks its condition again. */
+ * SI_FOREVER). SI_OK may be spurious: the caller checks its condition again.
+ * SI_INTR: a signal, or the task that waits is interrupted (si_stop.h). */
 si_ret si_futex_wait(si_word *word, uint32_t expected, int64_t deadline);
 void si_futex_wake(si_word *word, int n);
 

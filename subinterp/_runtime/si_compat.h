@@ -52,6 +52,66 @@ typedef struct {
 extern int _PyEval_AddPendingCall(PyInterpreterState *interp, int (*function)(void *), void *arg,
                                   int flags);
 
+/* An exception was set by PyThreadState_SetAsyncExc and has not been raised. */
+static inline bool si_async_exception_is_set(PyThreadState *ts)
+{
+    return __atomic_load_n(&ts->async_exc, __ATOMIC_RELAXED) != NULL;
+}
+
+/* The exception that the thread is handling, or NULL. Asked by the thread itself,
+ * also while it is detached, or with the interpreter's lock held. */
+static inline PyObject *si_handled_exception(PyThreadState *ts)
+{
+    for (_PyErr_StackItem *item = ts->exc_info; item; item = item->previous_item)
+        if (item->exc_value && item->exc_value != Py_None)
+            return item->exc_value;
+    return NULL;
+}
+
+/* In a signal's handler without SA_RESTART: have the system call that the signal
+ * has interrupted report that its time is up, since CPython would repeat it
+ * after an EINTR. Known for x86-64 only, by its instruction and its registers. */
+#if defined(__x86_64__)
+#  include <errno.h>
+#  include <ucontext.h>
+
+static inline bool si_can_free_blocked_calls(void)
+{
+    return true;
+}
+
+/* Where the thread was blocked: the same number for the same call; 0: it was not. */
+static inline uintptr_t si_blocked_place(void *context)
+{
+    greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    const unsigned char *next = (const unsigned char *)registers[REG_RIP];
+    if (registers[REG_RAX] != -EINTR || next[-2] != 0x0f || next[-1] != 0x05)
+        return 0;
+    return (uintptr_t)registers[REG_RIP] * 31 + (uintptr_t)registers[REG_RSP];
+}
+
+static inline void si_free_blocked_call(void *context)
+{
+    ((ucontext_t *)context)->uc_mcontext.gregs[REG_RAX] = -ETIMEDOUT;
+}
+#else
+static inline bool si_can_free_blocked_calls(void)
+{
+    return false;
+}
+
+static inline uintptr_t si_blocked_place(void *context)
+{
+    (void)context;
+    return 0;
+}
+
+static inline void si_free_blocked_call(void *context)
+{
+    (void)context;
+}
+#endif
+
 /* What a slot's number means; 3.15 gave slots new numbers and knows the old ones. */
 static inline bool si_is_interpreters_slot(int slot)
 {

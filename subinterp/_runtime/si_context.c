@@ -3,6 +3,7 @@
 #include "si_extension.h"
 #include "si_park.h"
 #include "si_pool.h"
+#include "si_stop.h"
 #include "si_sync.h"
 #include "si_task.h"
 
@@ -106,6 +107,7 @@ static void child_of_fork(void)
     si_images_after_fork();
     si_extensions_after_fork();
     si_park_after_fork();
+    si_stop_after_fork();
 }
 
 si_ret si_runtime_init(void)

@@ -1,6 +1,7 @@
 #include "si_pool.h"
 #include "si_spare.h"
 
+#include <stdio.h>
 #include <unistd.h>
 
 /* A worker whose interpreter's end hangs (a thread that a task left behind)
@@ -27,9 +28,12 @@ si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, co
     atomic_init(&p->refs, 1);
     p->generation = si_generation();
     p->creator = creator->interp_id;
-    p->max_workers = max_workers;
+    atomic_init(&p->max_workers, max_workers);
+    atomic_init(&p->terminated, -1);
     p->max_tasks = max_tasks;
     p->stack_size = 16u << 20;
+    p->grace = 3000000000LL;
+    p->max_left = max_workers > 4 ? max_workers : 4;
     strncpy(p->name, name, sizeof p->name - 1);
     si_msg_init(&p->boot);
     si_msg_init(&p->initializer);
@@ -207,7 +211,7 @@ static void choose(si_pool *p, after_unlock *a)
         atomic_fetch_add_explicit(&w->refs, 1, memory_order_relaxed);
         a->wake = w;
     }
-    else if (p->n_alive < p->max_workers && p->n_queued > (uint32_t)p->n_starting && !p->broken)
+    else if (p->n_alive - p->n_leaving < p->max_workers && p->n_queued > (uint32_t)p->n_starting && !p->broken)
         a->start = add_worker(p);
 }
 
@@ -294,6 +298,35 @@ si_ret si_pool_push(si_pool *p, si_task *t)
     return st;
 }
 
+/* More workers than there shall be, and one of them can go: not if all others
+ * wait for tasks of this pool, which it may have to run. */
+static bool has_surplus(si_pool *p)
+{
+    int n = p->n_alive - p->n_leaving;
+    return n > p->max_workers && n - 1 >= p->n_blocked + (p->n_blocked > 0);
+}
+
+/* Have those that sleep look whether they are to end. */
+static void wake_surplus_locked(si_pool *p)
+{
+    if (!has_surplus(p))
+        return;
+    for (si_worker *w = p->idle; w; w = w->idle_next) {
+        atomic_store_explicit(&w->wake, 1, memory_order_release);
+        si_futex_wake(&w->wake, 1);
+    }
+}
+
+/* The pool was made smaller, and this worker is the one to go. */
+static bool leaves_locked(si_pool *p, si_worker *w)
+{
+    if (!has_surplus(p) || w->inbox_head)
+        return false;
+    w->leaving = true;
+    p->n_leaving++;
+    return true;
+}
+
 static void unidle(si_pool *p, si_worker *w)
 {
     for (si_worker **q = &p->idle; *q; q = &(*q)->idle_next) {
@@ -305,20 +338,20 @@ static void unidle(si_pool *p, si_worker *w)
     w->idle = false;
 }
 
-si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
+si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int room, int *n)
 {
     *n = 0;
     si_ret st = refuse(p);
     if (st != SI_OK)
         return st;
-    si_worker **started = calloc((size_t)p->max_workers, sizeof *started);
+    si_worker **started = calloc((size_t)room, sizeof *started);
     if (!started)
         return SI_NOMEM;
     int n_started = 0;
     si_lock(&p->mu);
     if (p->broken || p->closing)
         st = p->broken ? SI_BROKEN : SI_SHUTDOWN;
-    while (st == SI_OK && p->n_alive < p->max_workers) {
+    while (st == SI_OK && n_started < room && p->n_alive - p->n_leaving < p->max_workers) {
         si_worker *w = add_worker(p);
         if (!w)
             st = SI_NOMEM;
@@ -326,10 +359,10 @@ si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
             started[n_started++] = w;
     }
     if (st == SI_OK) {
-        for (si_worker *w = p->workers; w && *n < p->max_workers; w = w->next) {
+        for (si_worker *w = p->workers; w && *n < room; w = w->next) {
             uint32_t s = atomic_load(&w->state);
             /* One that finishes while the pool is open is being recycled. */
-            if (s == SI_W_ENDED || s == SI_W_ABANDONED || s == SI_W_JAILED)
+            if (s == SI_W_ENDED || s == SI_W_ABANDONED || s == SI_W_JAILED || w->leaving)
                 continue;
             si_task *t = tasks[(*n)++];
             t->pool = p;
@@ -352,6 +385,26 @@ si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n)
         carry_out(p, &a);
     }
     free(started);
+    return st;
+}
+
+si_ret si_pool_resize(si_pool *p, int max_workers)
+{
+    si_ret st = refuse(p);
+    if (st != SI_OK)
+        return st;
+    after_unlock a = {0};
+    si_lock(&p->mu);
+    if (p->broken || p->closing)
+        st = p->broken ? SI_BROKEN : SI_SHUTDOWN;
+    else {
+        p->max_workers = max_workers;
+        /* One more for what is queued: each that takes a task sees to the next. */
+        choose(p, &a);
+        wake_surplus_locked(p);
+    }
+    si_unlock(&p->mu);
+    carry_out(p, &a);
     return st;
 }
 
@@ -411,9 +464,10 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 {
     after_unlock a = {0};
     si_lock(&p->mu);
-    si_task *t = take_locked(p, w, &a);
-    bool end = !t && (p->closing || p->broken);
-    if (t)
+    bool leaves = leaves_locked(p, w);
+    si_task *t = leaves ? NULL : take_locked(p, w, &a);
+    bool end = !t && (leaves || p->closing || p->broken);
+    if (t || leaves)
         choose(p, &a);
     si_unlock(&p->mu);
     carry_out(p, &a);
@@ -431,8 +485,9 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
             spin_for_work(p, w, si_meter_mark(w->meter));
         a = (after_unlock){0};
         si_lock(&p->mu);
-        t = take_locked(p, w, &a);
-        end = !t && (p->closing || p->broken);
+        leaves = leaves_locked(p, w);
+        t = leaves ? NULL : take_locked(p, w, &a);
+        end = !t && (leaves || p->closing || p->broken);
         if (!t && !end) {
             if (!w->idle) {
                 w->idle = true;
@@ -444,7 +499,7 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
         else {
             if (w->idle)
                 unidle(p, w);
-            if (t)
+            if (t || leaves)
                 choose(p, &a);
         }
         si_unlock(&p->mu);
@@ -476,7 +531,7 @@ void si_pool_told(si_pool *p, si_worker *w, int64_t ran)
 bool si_pool_is_over(si_pool *p, si_worker *w)
 {
     si_lock(&p->mu);
-    bool over = (p->closing || p->broken) && !p->head && !w->inbox_head;
+    bool over = ((p->closing || p->broken) && !p->head && !w->inbox_head) || leaves_locked(p, w);
     si_unlock(&p->mu);
     return over;
 }
@@ -484,6 +539,59 @@ bool si_pool_is_over(si_pool *p, si_worker *w)
 void si_pool_worker_gone(si_pool *p, si_worker *w)
 {
     worker_gone(p, w, true);
+}
+
+void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls)
+{
+    si_lock(&p->mu);
+    if (w->counted) {
+        /* The worker itself will not count this task any more. */
+        int64_t ran = si_now() - si_meter_mark(w->meter);
+        p->gone[SI_N_FAILED] += n_calls;
+        p->gone[SI_N_BUSY] += ran;
+        p->gone[SI_N_RUN + si_bucket(ran)]++;
+    }
+    si_context *cx = w->cx;
+    if (cx)
+        si_context_retain(cx);
+    w->left_behind = true;
+    int n = ++p->n_left;
+    bool closing = p->closing;
+    si_unlock(&p->mu);
+    if (cx) {
+        si_context_end(cx);
+        si_context_release(cx);
+    }
+    if (n > p->max_left && !closing) {
+        char reason[160];
+        snprintf(reason, sizeof reason,
+                 "%d workers were abandoned, because their tasks do not stop when they are "
+                 "interrupted (max_abandoned is %d)", n, p->max_left);
+        si_pool_break(p, reason);
+    }
+    si_pool_worker_gone(p, w);
+}
+
+void si_pool_worker_returned(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    if (w->left_behind) {
+        w->left_behind = false;
+        p->n_left--;
+    }
+    si_unlock(&p->mu);
+}
+
+void si_pool_worker_failed(si_pool *p, si_worker *w, const char *reason)
+{
+    si_lock(&p->mu);
+    bool others = p->n_alive - p->n_leaving > 1;
+    si_unlock(&p->mu);
+    if (!others)
+        si_pool_break(p, reason);
+    /* No replacement: that would fail as well, and be tried for ever. The next
+     * task that is queued asks for one again. */
+    worker_gone(p, w, false);
 }
 
 bool si_pool_counts(si_pool *p, si_worker *w)
@@ -504,12 +612,20 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace)
     w->counted = false;
     if (w->idle)
         unidle(p, w);
+    /* It was left behind while it waited for this pool. */
+    if (w->awaiting || w->awaiting_cq) {
+        w->awaiting = NULL;
+        w->awaiting_cq = NULL;
+        p->n_blocked--;
+    }
     for (si_worker **q = &p->workers; *q; q = &(*q)->next) {
         if (*q == w) {
             *q = w->next;
             break;
         }
     }
+    if (w->leaving)
+        p->n_leaving--;
     p->n_workers--;
     p->n_alive--;
     atomic_store(&p->alive, (uint32_t)p->n_alive);
@@ -704,7 +820,8 @@ si_ret si_pool_join(si_pool *p, int64_t deadline)
 /* Every worker waits for this pool: true if none of them can go on. */
 static bool stuck_locked(si_pool *p)
 {
-    if (p->n_blocked < p->n_alive || p->n_alive < p->max_workers)
+    int n = p->n_alive - p->n_leaving;
+    if (p->n_blocked < n || n < p->max_workers)
         return false;
     for (si_worker *w = p->workers; w; w = w->next) {
         if (w->awaiting && SI_IS_FINAL(si_task_word(w->awaiting)))
@@ -719,6 +836,11 @@ static bool block(si_pool *p, si_worker *self, si_task *t, si_cq *q)
 {
     after_unlock a = {0};
     si_lock(&p->mu);
+    if (!self->counted) {
+        /* Left behind: whether it waits changes nothing for the pool. */
+        si_unlock(&p->mu);
+        return true;
+    }
     self->awaiting = t;
     self->awaiting_cq = q;
     p->n_blocked++;
@@ -738,9 +860,12 @@ static bool block(si_pool *p, si_worker *self, si_task *t, si_cq *q)
 static void unblock(si_pool *p, si_worker *self)
 {
     si_lock(&p->mu);
-    p->n_blocked--;
-    self->awaiting = NULL;
-    self->awaiting_cq = NULL;
+    if (self->awaiting || self->awaiting_cq) {
+        p->n_blocked--;
+        self->awaiting = NULL;
+        self->awaiting_cq = NULL;
+        wake_surplus_locked(p);
+    }
     si_unlock(&p->mu);
 }
 

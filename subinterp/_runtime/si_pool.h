@@ -61,6 +61,22 @@ typedef struct si_worker {
 
     si_word wake;               /* 1: look again; the idle worker sleeps on 0 */
 
+    /* the call under way, and its interruption: see si_stop.h */
+    _Atomic uintptr_t call;     /* the task and flags; 0: no task's code runs */
+    _Atomic int64_t deadline;   /* until when it may run; 0: any time; -1: passed */
+    int64_t signal_at, leave_at;    /* the next signal; when it is left behind; guarded by workers_mu */
+    _Atomic bool posted;        /* a pending call is on its way, and holds a reference */
+    _Atomic bool delivered;     /* the exception was raised or set */
+    _Atomic bool signalled;     /* a signal is on its way */
+    _Atomic bool freed;         /* one has ended a blocked call */
+    _Atomic uintptr_t blocked_at;   /* where the last signal found it; written by the handler */
+    _Atomic uintptr_t handled;  /* the exception that was being handled then; compared, never followed */
+    int shield;                 /* > 0: not now; written by the thread, under its interpreter's lock */
+    pthread_t thread;           /* set by the thread while STARTING, like the next one */
+    unsigned long ident;        /* as `threading` has it */
+    bool left_behind;           /* in pool->n_left; guarded by pool->mu, like the next one */
+    bool leaving;               /* in pool->n_leaving: takes no more tasks */
+
     /* the thread's own, under its interpreter's lock */
     unsigned char dirty;        /* a stream of this interpreter holds text; written by Python through a memoryview */
     struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
@@ -86,9 +102,10 @@ struct si_pool {
     si_pool *all_next, *all_prev;   /* every live pool; guarded by pools_mu */
 
     /* constant once made */
-    int max_workers;
     int64_t max_tasks;          /* per interpreter; 0: no limit */
     size_t stack_size;
+    int64_t grace;              /* ns that an interrupted task gets before its worker is left behind */
+    int max_left;               /* workers left behind that still run, at most */
     char name[48];              /* prefix of the threads' names */
     char *key;                  /* creation options of its interpreters; owned */
     si_msg boot;                /* what a worker's interpreter is set up with */
@@ -102,11 +119,14 @@ struct si_pool {
     si_trace *trace;            /* one reference; NULL: none is under way */
     _Atomic uint32_t stamp_mask;    /* the time is noted of pushes whose number has none of these
                                    bits: a hint, written by workers as their tasks get long or short */
+    _Atomic int max_workers;    /* read without the lock, where a hint will do */
     _Atomic int n_workers;      /* started and not ended; spinners read it without the lock */
     int n_alive;                /* of them, those that still run or may run tasks */
     int n_starting;
     int n_made;                 /* ever: gives the index */
     int n_blocked;              /* workers that wait for their own pool */
+    int n_left;                 /* workers left behind whose task still runs */
+    int n_leaving;              /* of n_alive, those that end because the pool was made smaller */
     bool closing;               /* no new tasks; workers end when the queue is empty */
     bool given_up;              /* exit need not wait for running tasks */
     bool broken;
@@ -124,6 +144,7 @@ struct si_pool {
 
     /* output of workers for the creator's sys.stdout; out_mu guards it */
     _Atomic bool told_broken;
+    _Atomic int64_t terminated; /* ns that its tasks get to stop, once it is terminated; -1: it is not */
     si_mutex out_mu;
     struct si_output *out_head, *out_tail;
     _Atomic bool has_output;
@@ -182,9 +203,12 @@ void si_pool_untrace(si_pool *p, si_trace *t);
 
 /* Queue a task; consumes one reference on success. SI_SHUTDOWN, SI_BROKEN, SI_FORKED, SI_NOMEM. */
 si_ret si_pool_push(si_pool *p, si_task *t);
-/* One task for each worker, all of them started first. `tasks` holds
- * max_workers tasks; *n is how many were taken. */
-si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int *n);
+/* One task for each worker, all of them started first. `tasks` holds `room`
+ * tasks; *n is how many were taken. */
+si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int room, int *n);
+/* Have at most so many workers from now on. Those above it end when their task
+ * is done. SI_SHUTDOWN, SI_BROKEN, SI_FORKED. */
+si_ret si_pool_resize(si_pool *p, int max_workers);
 /* Take no new tasks. cancel: those still queued are cancelled.
  * give_up: exit does not wait for those that run. */
 void si_pool_close(si_pool *p, bool cancel, bool give_up);
@@ -214,14 +238,26 @@ si_worker *si_worker_self(void);
 si_task *si_pool_next(si_pool *p, si_worker *w);
 /* A worker's task took `ran` ns: decides of how many the time they wait is noted. */
 void si_pool_told(si_pool *p, si_worker *w, int64_t ran);
-/* There is and will be nothing to do for this worker. */
+/* There is and will be nothing to do for this worker: it ends. */
 bool si_pool_is_over(si_pool *p, si_worker *w);
+/* A worker could not make its interpreter. The pool breaks, with the reason, if
+ * no other worker is there to run its tasks. */
+void si_pool_worker_failed(si_pool *p, si_worker *w, const char *reason);
 /* The worker ends or is left behind: it is not counted any more. */
 void si_pool_worker_gone(si_pool *p, si_worker *w);
+/* Its task, of so many calls, does not stop: another worker may take its place.
+ * The pool breaks if there are too many. Called without any interpreter's lock. */
+void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls);
+/* One that was left behind has ended after all. */
+void si_pool_worker_returned(si_pool *p, si_worker *w);
 /* Nobody left this worker behind: it may go on. */
 bool si_pool_counts(si_pool *p, si_worker *w);
 /* SI_OK; SI_NOMEM; SI_SHUTDOWN: the process exits. */
 si_ret si_worker_start(si_worker *w);
+/* The list of live workers (`all_next`), under workers_mu. Those in it have their
+ * thread; those in a call (si_stop.h) their interpreter as well. */
+si_worker *si_workers_lock(void);
+void si_workers_unlock(void);
 void si_worker_release(si_worker *w);
 /* From now on, count the memory of workers' interpreters. Once, under an interpreter's lock. */
 void si_measure_memory(void);
@@ -250,6 +286,8 @@ int si_value_encode(si_context *cx, si_msg *m, PyObject *obj);
  * system's detour through the main interpreter. */
 int si_load_core(si_context *cx);
 
+/* For tests: so many of the next attempts to make a worker's interpreter fail. */
+void si_fail_for_tests(int n);
 /* Exit: called by the main interpreter, holding its lock. */
 void si_exit_abandon(int64_t grace_ns);
 /* Ids of the pools an interpreter made; returns how many there are. */

@@ -58,6 +58,7 @@ si_task *si_task_new(void)
     t->weight = 0;
     t->pushed = 0;
     t->pushed_by = 0;
+    t->limit_ns = 0;
     si_msg_init(&t->msg);
     SI_COUNT_HOT(tasks, 1);
     return t;
@@ -89,8 +90,9 @@ bool si_task_start(si_task *t)
 {
     uint32_t word = atomic_load_explicit(&t->state, memory_order_relaxed);
     while ((word & SI_STATE_MASK) == SI_PENDING) {
+        /* Release: who sees it RUNNING sees in which worker (si_stop.h). */
         if (atomic_compare_exchange_weak_explicit(&t->state, &word, word | SI_RUNNING,
-                memory_order_acquire, memory_order_relaxed))
+                memory_order_acq_rel, memory_order_relaxed))
             return true;
     }
     return false;

@@ -6,10 +6,12 @@
  *   PENDING -> CANCELLED           anybody who holds a reference
  *   PENDING, RUNNING -> BROKEN     the pool, when no worker will finish it
  *   RUNNING -> DONE, FAILED        the worker that runs it
- * The last four are final. The message belongs to the side that may make the
+ *   RUNNING -> ABANDONED, OVERDUE  whoever leaves that worker behind, instead
+ *                                  of the worker (which of them: si_stop.h)
+ * All but the first are final. The message belongs to the side that may make the
  * next change: to the submitter until the push, to the worker until its final
  * store (release), to the future's interpreter after an acquire load that
- * shows a final state. WAITED and OBSERVED are added by waiters at any time;
+ * shows a final state; after ABANDONED and OVERDUE it stays the worker's. WAITED and OBSERVED are added by waiters at any time;
  * the final store's exchange returns them, so a waiter that set its flag
  * before is always told, and one that sets it after sees the final state. */
 #ifndef SI_TASK_H
@@ -25,6 +27,8 @@ typedef enum {
     SI_FAILED = 3,      /* the message describes an exception */
     SI_CANCELLED = 4,
     SI_LOST = 5,        /* the pool broke; the message is the reason, as text */
+    SI_ABANDONED = 6,   /* it did not stop when it was interrupted; the message stays the worker's */
+    SI_OVERDUE = 7,     /* the same, when its time was up */
 } si_task_state;
 
 #define SI_STATE_MASK 0x0fu
@@ -93,6 +97,7 @@ typedef struct si_task {
     size_t weight;          /* SI_CHUNK: bytes of the arguments; its map's, nobody else looks */
     int64_t pushed;         /* ns; when it was queued; 0: not noted. Constant after the push */
     int32_t pushed_by;      /* native thread; noted while the pool is traced, else 0 */
+    int64_t limit_ns;       /* time it may take; 0: any; constant after the push */
     si_msg msg;
 } si_task;
 

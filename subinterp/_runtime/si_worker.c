@@ -18,6 +18,7 @@
 #include "si_park.h"
 #include "si_channel.h"
 #include "si_extension.h"
+#include "si_stop.h"
 #include "si_signal.h"
 
 #include <marshal.h>
@@ -219,9 +220,25 @@ int si_value_encode(si_context *cx, si_msg *m, PyObject *obj)
 
 /* ---- the extension's own module in a worker -------------------------------- */
 
+/* The module, once it was executed in this interpreter; NULL without an exception. An
+ * import that is interrupted after that forgets it, and must find it again: it
+ * cannot be executed twice. */
+static PyObject *core_made(void)
+{
+    PyObject *made = NULL;
+    if (this_worker && this_worker->cx && this_worker->cx->worker_module)
+        made = PyObject_GetAttrString(this_worker->cx->worker_module, "_core_made");
+    if (!made)
+        PyErr_Clear();
+    return made;
+}
+
 static PyObject *create_core(PyObject *self, PyObject *spec)
 {
     (void)self;
+    PyObject *made = core_made();
+    if (made)
+        return made;
     PyObject *def = si_python.init_module();
     if (!def)
         return NULL;
@@ -241,11 +258,24 @@ static PyObject *exec_core(PyObject *self, PyObject *module)
     PyModuleDef *def = PyModule_GetDef(module);
     if (!def)
         return NULL;
+    PyObject *made = core_made();
+    Py_XDECREF(made);
+    if (made == module)
+        Py_RETURN_NONE;
+    /* It cannot be executed twice in one interpreter: no task's interruption
+     * stops it half-way. */
+    si_worker *w = this_worker;
+    if (w)
+        w->shield++;
     Py_BEGIN_ALLOW_THREADS
     si_lock(&exec_mu);
     Py_END_ALLOW_THREADS
     int bad = PyModule_ExecDef(module, def);
     si_unlock(&exec_mu);
+    if (bad == 0 && w && w->cx && w->cx->worker_module)
+        bad = PyObject_SetAttrString(w->cx->worker_module, "_core_made", module);
+    if (w)
+        w->shield--;
     if (bad < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -262,6 +292,18 @@ int si_load_core(si_context *cx)
     Py_DECREF(m);
     cx->core_loaded = true;
     return 0;
+}
+
+/* The list of live workers, for si_stop.c. */
+si_worker *si_workers_lock(void)
+{
+    si_lock(&workers_mu);
+    return workers;
+}
+
+void si_workers_unlock(void)
+{
+    si_unlock(&workers_mu);
 }
 
 /* ---- streams ---------------------------------------------------------------- */
@@ -348,6 +390,29 @@ static void flush_streams(si_worker *w)
         PyErr_WriteUnraisable(NULL);
 }
 
+/* sys.unraisablehook: an interruption that a finalizer or the callback of a weak
+ * reference has swallowed is not lost. In C, so that it is not raised in here. */
+static PyObject *report_unraisable(PyObject *self, PyObject *info)
+{
+    (void)self;
+    si_worker *w = this_worker;
+    PyObject *type = PyObject_GetAttrString(info, "exc_type"), *ours = NULL;
+    if (type && w && w->cx && w->cx->worker_module)
+        ours = PyObject_GetAttrString(w->cx->worker_module, "Interrupt");
+    bool again = ours && ours == type && si_call_again(w);
+    Py_XDECREF(ours);
+    Py_XDECREF(type);
+    PyErr_Clear();
+    if (again)
+        Py_RETURN_NONE;
+    PyObject *usual = PySys_GetObject("__unraisablehook__");
+    if (!usual)
+        Py_RETURN_NONE;
+    return PyObject_CallOneArg(usual, info);
+}
+
+static PyMethodDef report_def = {"unraisablehook", report_unraisable, METH_O, NULL};
+
 /* ---- failures ---------------------------------------------------------------- */
 
 /* The current exception as a tree of plain values (see _worker.describe). */
@@ -366,9 +431,16 @@ static PyObject *describe_exception(si_worker *w)
     return tree;
 }
 
-static void fail_task(si_worker *w, si_task *t)
+/* how: the task was interrupted, and the exception is what came of it. */
+static void fail_task(si_worker *w, si_task *t, si_call_end how)
 {
     PyObject *tree = describe_exception(w);
+    if (tree && how != SI_CALL_FREE) {
+        PyObject *stopped = PyLong_FromLong(how & ~SI_CALL_CUT_SHORT);
+        if (!stopped || PyDict_SetItemString(tree, "stopped", stopped) < 0)
+            PyErr_Clear();
+        Py_XDECREF(stopped);
+    }
     si_msg_clear(&t->msg);
     si_encoder e;
     si_encoder_init(&e);
@@ -481,6 +553,8 @@ static void name_record(si_worker *w, PyObject *fn)
 {
     if (!w->record)
         return;
+    /* An interruption shall not end up in here, where exceptions mean nothing. */
+    w->shield++;
     PyObject *name = PyUnicode_Check(fn) ? Py_NewRef(fn) : NULL;
     if (!name && (PyObject_GetOptionalAttrString(fn, "__qualname__", &name) < 0
                   || (name && !PyUnicode_Check(name)))) {
@@ -493,6 +567,7 @@ static void name_record(si_worker *w, PyObject *fn)
     else
         PyErr_Clear();
     Py_XDECREF(name);
+    w->shield--;
 }
 
 static PyObject *call_task(si_worker *w, si_task *t)
@@ -647,14 +722,38 @@ static int put_group(si_worker *w, chunk_results *c)
     return bad;
 }
 
+/* What an interruption raises, by hand. */
+static void raise_interrupt(si_worker *w)
+{
+    PyObject *type = PyObject_GetAttrString(w->cx->worker_module, "Interrupt");
+    if (type)
+        PyErr_SetNone(type);
+    Py_XDECREF(type);
+}
+
+/* An interruption ends the chunk: no further item is begun. True, with an
+ * exception, if there is one. */
+static bool chunk_is_stopped(si_worker *w, bool more)
+{
+    if (!si_call_is_asked(w))
+        return false;
+    if (!PyErr_Occurred()) {
+        if (!more)
+            return false;   /* the last item has made it */
+        raise_interrupt(w);
+    }
+    return true;
+}
+
 /* 0, or -1 with an exception that fails the chunk as a whole. Items that
  * raise do not: each has its own outcome. */
-static int run_chunk(si_worker *w, si_task *t, uint32_t *n_failed)
+static int run_chunk(si_worker *w, si_task *t, uint32_t *n_failed, si_call_end *how)
 {
     chunk_results c = {.group = NULL, .n_failed = 0};
     si_msg_init(&c.out);
     PyObject *items = NULL, *fn = resolve(w, t->function);
     int bad = fn ? 0 : -1;
+    bool stopped = false;
     if (fn)
         name_record(w, fn);
     uint32_t arity = t->arity;
@@ -699,16 +798,35 @@ static int run_chunk(si_worker *w, si_task *t, uint32_t *n_failed)
         if (result) {
             bad = put_result(&c, result);
             Py_DECREF(result);
+            if (!bad && chunk_is_stopped(w, i + 1 < t->n_items)) {
+                bad = -1;
+                stopped = true;
+            }
         }
-        else
+        else if (chunk_is_stopped(w, true)) {
+            bad = -1;
+            stopped = true;
+        }
+        else {
+            w->shield++;
             bad = put_failure(w, &c);
+            w->shield--;
+        }
     }
-    if (!bad)
+    uintptr_t call = atomic_load(&w->call);
+    *how = si_call_finish(w);
+    if (stopped && *how == SI_CALL_FREE)
+        *how = call & SI_CALL_EXPIRED ? SI_CALL_OVERDUE : SI_CALL_INTERRUPTED;
+    if (!bad && *how & SI_CALL_CUT_SHORT) {
+        raise_interrupt(w);
+        bad = -1;
+    }
+    if (!bad && *how != SI_CALL_ABANDONED)
         bad = put_group(w, &c);
     Py_XDECREF(fn);
     Py_XDECREF(items);
     Py_XDECREF(c.group);
-    if (!bad) {
+    if (!bad && *how != SI_CALL_ABANDONED) {
         si_msg_clear(&t->msg);
         si_msg_move(&t->msg, &c.out);
         t->msg.format = SI_FMT_FAST;
@@ -720,9 +838,23 @@ static int run_chunk(si_worker *w, si_task *t, uint32_t *n_failed)
     return bad;
 }
 
+/* This worker was left behind with it: its end was published, and counted for
+ * the pool. The trace is told when it was really over. */
+static void forget_task(si_worker *w, si_task *t, uint32_t n_calls)
+{
+    if (w->record) {
+        si_trace_end(w->record, n_calls, si_now());
+        w->record = NULL;
+    }
+    PyErr_Clear();
+    si_task_release(t);
+}
+
 static void run_task(si_worker *w, si_task *t)
 {
+    si_call_begin(w, t);
     if (!si_task_start(t)) {
+        atomic_store_explicit(&w->call, 0, memory_order_relaxed);
         si_task_release(t);
         return;
     }
@@ -732,22 +864,43 @@ static void run_task(si_worker *w, si_task *t)
     int64_t begin = si_meter_mark(m), end = 0, waited = t->pushed ? begin - t->pushed : -1;
     size_t in = t->msg.n_parts ? si_msg_weight(&t->msg) : t->msg.len;
     uint32_t n_calls = 1, n_failed = 0;
+    si_call_end how;
     if (t->pushed && waited < 0)
         waited = 0;
     if (w->trace)
         w->record = si_trace_begin(w->trace, &w->segment, w->thread_id, w->index, t, begin);
     if (t->kind == SI_CHUNK) {
         n_calls = t->n_items;
-        if (run_chunk(w, t, &n_failed) < 0) {
-            fail_task(w, t);
+        int bad = run_chunk(w, t, &n_failed, &how);
+        if (how == SI_CALL_ABANDONED) {
+            forget_task(w, t, n_calls);
+            return;
+        }
+        if (bad < 0) {
+            fail_task(w, t, how);
             outcome = SI_FAILED;
         }
         end = si_now();
         t->run_ns = end - begin;
     }
     else {
+        if (t->limit_ns)
+            si_call_limit(w, t->limit_ns);
         PyObject *result = call_task(w, t);
+        if (t->limit_ns)
+            si_call_unlimit(w);
+        how = si_call_finish(w);
+        if (how == SI_CALL_ABANDONED) {
+            Py_XDECREF(result);
+            forget_task(w, t, n_calls);
+            return;
+        }
+        if (result && how & SI_CALL_CUT_SHORT) {
+            Py_CLEAR(result);
+            raise_interrupt(w);
+        }
         if (result) {
+            how = SI_CALL_FREE;     /* it was caught, or came too late */
             si_msg_clear(&t->msg);
             if (si_value_encode(w->cx, &t->msg, result) < 0) {
                 Py_DECREF(result);
@@ -757,7 +910,7 @@ static void run_task(si_worker *w, si_task *t)
         if (result)
             Py_DECREF(result);
         else {
-            fail_task(w, t);
+            fail_task(w, t, how);
             outcome = SI_FAILED;
             n_failed = 1;
         }
@@ -835,7 +988,7 @@ static int make_worker_module(si_worker *w)
     PyObject *boot = si_value_decode(w->cx, &p->boot, true);
     if (!boot)
         return -1;
-    PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL;
+    PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL, *report = NULL;
     if (w->cx->worker_module)
         module = Py_NewRef(w->cx->worker_module);   /* from an earlier pool's worker */
     else if ((module = run_sent_code(boot, "worker_code", "subinterp._worker"))
@@ -849,15 +1002,18 @@ static int make_worker_module(si_worker *w)
         PyObject *capsule = pool_capsule(p);
         out = capsule ? PyCFunction_New(&emit_def, capsule) : NULL;
         Py_XDECREF(capsule);
+        report = PyCFunction_New(&report_def, NULL);
     }
-    if (create && exec && out)
-        r = PyObject_CallMethod(module, "boot", "OiOOOO", boot, w->index, dirty, create, exec, out);
+    if (create && exec && out && report)
+        r = PyObject_CallMethod(module, "boot", "OiOOOOO", boot, w->index, dirty, create, exec, out,
+                                report);
     if (r)
         Py_XSETREF(w->cx->worker_module, Py_NewRef(module));
     else if (!PyErr_Occurred())
         PyErr_SetString(PyExc_SystemError, "subinterp: a worker's set-up does not decode");
     int bad = r ? 0 : -1;
     Py_XDECREF(r);
+    Py_XDECREF(report);
     Py_XDECREF(out);
     Py_XDECREF(exec);
     Py_XDECREF(create);
@@ -919,7 +1075,7 @@ static void set_context(si_worker *w, si_context *cx)
 typedef enum {
     BEGUN_WELL,     /* its lock is held */
     BEGUN_BADLY,    /* the same, but the pool is broken: it is to be ended */
-    BEGUN_NOTHING,  /* there is no interpreter, and the pool is broken */
+    BEGUN_NOTHING,  /* there is no interpreter, and the worker is not counted any more */
     BEGUN_LOST,     /* a parked one was no good, and could not be ended */
 } begun;
 
@@ -969,6 +1125,26 @@ static int renew_interpreter(si_worker *w)
     return enter_variables(w->cx) < 0 ? -1 : make_worker_module(w);
 }
 
+/* How often a worker tries to make its interpreter. */
+#define CREATE_ATTEMPTS 3
+
+/* For tests: so many of the next attempts fail. */
+static _Atomic int failures_for_tests;
+
+void si_fail_for_tests(int n)
+{
+    atomic_store(&failures_for_tests, n);
+}
+
+static bool fails_for_tests(void)
+{
+    int n = atomic_load_explicit(&failures_for_tests, memory_order_relaxed);
+    while (n > 0)
+        if (atomic_compare_exchange_weak(&failures_for_tests, &n, n - 1))
+            return true;
+    return false;
+}
+
 static begun create_interpreter(si_worker *w)
 {
     PyInterpreterConfig config = {
@@ -982,13 +1158,27 @@ static begun create_interpreter(si_worker *w)
         .gil = PyInterpreterConfig_OWN_GIL,
     };
     PyThreadState *ts = NULL;
-    new_arenas = 0;
-    PyStatus status = Py_NewInterpreterFromConfig(&ts, &config);
-    if (PyStatus_Exception(status) || !ts) {
+    const char *why = NULL;
+    for (int attempt = 0; attempt < CREATE_ATTEMPTS && !ts; attempt++) {
+        /* What is short may be there again in a moment. */
+        if (attempt > 0)
+            usleep(20000u << attempt);
+        if (fails_for_tests()) {
+            why = "a test said so";
+            continue;
+        }
+        new_arenas = 0;
+        PyStatus status = Py_NewInterpreterFromConfig(&ts, &config);
+        if (PyStatus_Exception(status)) {
+            ts = NULL;
+            why = status.err_msg;
+        }
+    }
+    if (!ts) {
         char reason[256];
         snprintf(reason, sizeof reason, "an interpreter could not be created: %s",
-                 status.err_msg ? status.err_msg : "out of memory");
-        si_pool_break(w->pool, reason);
+                 why ? why : "out of memory");
+        si_pool_worker_failed(w->pool, w, reason);
         return BEGUN_NOTHING;
     }
     w->ts = ts;
@@ -1138,6 +1328,8 @@ static bool serve(si_worker *w)
         }
         run_task(w, t);
         if (!worker_becomes(w, SI_W_RUNNING, SI_W_IDLE)) {
+            if (atomic_load(&w->state) == SI_W_ABANDONED)
+                return false;   /* left behind with a task that has ended after all */
             PyEval_SaveThread();
             halt();
         }
@@ -1334,6 +1526,8 @@ static si_worker *be_worker(si_worker *w)
     bool recycle = false, ended = true, counted_start = true;
     this_worker = w;
     atomic_store_explicit(&w->thread_id, gettid(), memory_order_relaxed);
+    w->thread = pthread_self();
+    w->ident = PyThread_get_thread_ident();
     name_thread(p->name[0] ? p->name : "subinterp", w->index);
     do {
         begun r = begin_interpreter(w);
@@ -1348,7 +1542,7 @@ static si_worker *be_worker(si_worker *w)
             }
             si_meter_begin(w->meter);
             recycle = serve(w);
-            if (!recycle)
+            if (!recycle && atomic_load(&w->state) == SI_W_IDLE)
                 parked = leave_pool(w);
         }
         if (parked || r == BEGUN_NOTHING)
@@ -1361,8 +1555,10 @@ static si_worker *be_worker(si_worker *w)
     /* First, so that whoever waits for the end of this pool finds it parked. */
     if (parked)
         si_park_add(parked);
-    if (ended)
+    if (ended) {
         unlist(w);
+        si_pool_worker_returned(p, w);
+    }
     si_pool_worker_gone(p, w);
     if (!ended)
         halt();     /* its thread state stays; the thread must not run on */
@@ -1536,4 +1732,5 @@ void si_exit_abandon(int64_t grace_ns)
         else
             usleep(1000);
     }
+    si_stop_close();
 }
