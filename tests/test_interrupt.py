@@ -528,7 +528,7 @@ def test_a_handler_set_later_is_left_alone():
         got = []
         with subinterp.InterpreterPool(1) as pool:
             stop_one(pool)
-            taken = [n for n in range(signal.SIGRTMIN + 1, signal.SIGRTMAX)
+            taken = [n for n in range(signal.SIGRTMIN, signal.SIGRTMAX + 1)
                      if signal.getsignal(n) is None]
             assert len(taken) <= 1, taken
             for number in range(signal.SIGRTMAX - 5, signal.SIGRTMAX + 1):

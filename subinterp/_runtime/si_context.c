@@ -3,6 +3,7 @@
 #include "si_extension.h"
 #include "si_park.h"
 #include "si_pool.h"
+#include "si_signal.h"
 #include "si_stop.h"
 #include "si_sync.h"
 #include "si_task.h"
@@ -108,6 +109,7 @@ static void child_of_fork(void)
     si_extensions_after_fork();
     si_park_after_fork();
     si_stop_after_fork();
+    si_signal_after_fork();
 }
 
 si_ret si_runtime_init(void)

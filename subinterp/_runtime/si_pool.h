@@ -72,8 +72,7 @@ typedef struct si_worker {
     _Atomic uintptr_t blocked_at;   /* where the last signal found it; written by the handler */
     _Atomic uintptr_t handled;  /* the exception that was being handled then; compared, never followed */
     int shield;                 /* > 0: not now; written by the thread, under its interpreter's lock */
-    pthread_t thread;           /* set by the thread while STARTING, like the next one */
-    unsigned long ident;        /* as `threading` has it */
+    unsigned long ident;        /* as `threading` has it; set by the thread while STARTING */
     bool left_behind;           /* in pool->n_left; guarded by pool->mu, like the next one */
     bool leaving;               /* in pool->n_leaving: takes no more tasks */
 

@@ -3,6 +3,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Held while a signal is chosen, so that two do not choose the same. */
+static si_mutex reserve_mu;
+
 static bool is_ours(int signum, si_handler handler)
 {
     struct sigaction now;
@@ -10,41 +13,48 @@ static bool is_ours(int signum, si_handler handler)
            && now.sa_sigaction == handler;
 }
 
-static bool install(int signum, si_handler handler, struct sigaction *before)
+static bool install(int signum, si_handler handler, bool restart, struct sigaction *before)
 {
     struct sigaction ours = {.sa_sigaction = handler,
-                             .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+                             .sa_flags = SA_SIGINFO | SA_ONSTACK | (restart ? SA_RESTART : 0)};
     sigemptyset(&ours.sa_mask);
     return sigaction(signum, &ours, before) == 0;
 }
 
-int si_signal_reserve(_Atomic int *number, si_handler handler)
+int si_signal_reserve(_Atomic int *number, si_handler handler, bool restart)
 {
-    int known = atomic_load(number);
-    if (known && is_ours(known, handler))
-        return known;
+    si_lock(&reserve_mu);
+    int found = atomic_load(number);
+    if (!found || !is_ours(found, handler))
+        found = -1;
     /* From the end: programs that number their own begin at SIGRTMIN. */
-    for (int signum = SIGRTMAX; signum >= SIGRTMIN; signum--) {
+    for (int signum = SIGRTMAX; found < 0 && signum >= SIGRTMIN; signum--) {
         struct sigaction now;
         if (sigaction(signum, NULL, &now) != 0 || now.sa_flags & SA_SIGINFO
             || now.sa_handler != SIG_DFL)
             continue;
-        if (install(signum, handler, NULL)) {
+        if (install(signum, handler, restart, NULL)) {
             atomic_store(number, signum);
-            return signum;
+            found = signum;
         }
     }
-    return -1;
+    si_unlock(&reserve_mu);
+    return found;
 }
 
-bool si_signal_send(int64_t thread_id, int signum, int value)
+void si_signal_after_fork(void)
+{
+    atomic_store(&reserve_mu.word, 0);
+}
+
+bool si_signal_send(int64_t thread_id, int signum, union sigval value)
 {
     siginfo_t info = {0};
     info.si_signo = signum;
     info.si_code = SI_QUEUE;
     info.si_pid = getpid();
     info.si_uid = getuid();
-    info.si_value.sival_int = value;
+    info.si_value = value;
     return syscall(SYS_rt_tgsigqueueinfo, getpid(), (pid_t)thread_id, signum, &info) == 0;
 }
 
@@ -77,13 +87,13 @@ static void on_dump(int signum, siginfo_t *info, void *context)
 
 int si_dump_signal(void)
 {
-    return si_signal_reserve(&dump_number, on_dump);
+    return si_signal_reserve(&dump_number, on_dump, true);
 }
 
 si_ret si_dump_begin(int signum)
 {
     struct sigaction other;
-    if (!install(signum, on_dump, &other) || other.sa_flags & SA_SIGINFO)
+    if (!install(signum, on_dump, true, &other) || other.sa_flags & SA_SIGINFO)
         return SI_CLOSED;
     atomic_store(&write_stack, other.sa_handler);
     return SI_OK;

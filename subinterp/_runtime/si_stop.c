@@ -1,7 +1,7 @@
 #include "si_stop.h"
+#include "si_signal.h"
 
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -56,7 +56,7 @@ static void need_monitor(int64_t at)
 
 /* ---- the signal ---------------------------------------------------------------- */
 
-/* Its number; 0: none was found yet. Chosen under workers_mu. */
+/* Its number; 0: none was found yet. See si_signal_reserve. */
 static _Atomic int signal_number;
 
 /* The exception was raised in the worker's thread, not only set. Asked by that
@@ -100,34 +100,6 @@ static void freed_cb(int number, siginfo_t *info, void *context)
         atomic_store(&w->blocked_at, place);
     }
     atomic_store(&w->signalled, false);
-}
-
-/* The signal's number, or 0: every one is in use. Those that somebody else
- * handles are left alone, also when that began after we had chosen. */
-static int choose_signal(void)
-{
-    struct sigaction now;
-    int number = atomic_load(&signal_number);
-    if (number && sigaction(number, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO)
-        && now.sa_sigaction == freed_cb)
-        return number;
-    atomic_store(&signal_number, 0);
-    for (number = SIGRTMAX - 3; number > SIGRTMIN; number--) {
-        if (sigaction(number, NULL, &now) != 0 || (now.sa_flags & SA_SIGINFO)
-            || now.sa_handler != SIG_DFL)
-            continue;
-        struct sigaction ours;
-        memset(&ours, 0, sizeof ours);
-        ours.sa_sigaction = freed_cb;
-        /* Not SA_RESTART: blocked calls shall return. */
-        ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        sigemptyset(&ours.sa_mask);
-        if (sigaction(number, &ours, NULL) == 0) {
-            atomic_store(&signal_number, number);
-            return number;
-        }
-    }
-    return 0;
 }
 
 /* ---- interrupting ------------------------------------------------------------------ */
@@ -182,12 +154,14 @@ static void poke_locked(si_worker *w, int64_t now)
         return;
     }
     w->signal_at = now + (atomic_load(&w->freed) ? NEXT_SIGNAL : FIRST_SIGNAL);
-    int number = si_can_free_blocked_calls() ? choose_signal() : 0;
-    if (number && !atomic_exchange(&w->signalled, true)) {
-        union sigval value = {.sival_ptr = (void *)&signal_number};
-        if (pthread_sigqueue(w->thread, number, value) != 0)
-            atomic_store(&w->signalled, false);
-    }
+    if (!si_can_free_blocked_calls())
+        return;
+    /* Blocked calls shall return, and are not restarted. */
+    int number = si_signal_reserve(&signal_number, freed_cb, false);
+    if (number > 0 && !atomic_exchange(&w->signalled, true)
+        && !si_signal_send(atomic_load_explicit(&w->thread_id, memory_order_relaxed), number,
+                           (union sigval){.sival_ptr = (void *)&signal_number}))
+        atomic_store(&w->signalled, false);
 }
 
 /* Under workers_mu. True: the call was under way, and is asked to stop. */

@@ -1526,7 +1526,6 @@ static si_worker *be_worker(si_worker *w)
     bool recycle = false, ended = true, counted_start = true;
     this_worker = w;
     atomic_store_explicit(&w->thread_id, gettid(), memory_order_relaxed);
-    w->thread = pthread_self();
     w->ident = PyThread_get_thread_ident();
     name_thread(p->name[0] ? p->name : "subinterp", w->index);
     do {
@@ -1632,7 +1631,7 @@ bool si_worker_signal(si_pool *p, int64_t thread_id, int signum, int value)
         uint32_t s = atomic_load(&w->state);
         if (w->pool == p && s != SI_W_ENDING && s != SI_W_ENDED && s != SI_W_JAILED
             && atomic_load_explicit(&w->thread_id, memory_order_relaxed) == thread_id)
-            sent = si_signal_send(thread_id, signum, value);
+            sent = si_signal_send(thread_id, signum, (union sigval){.sival_int = value});
     }
     si_unlock(&workers_mu);
     return sent;
