@@ -156,6 +156,51 @@ def arrive(barrier, timeout=None):
     return barrier.wait(timeout)
 
 
+def wait_in(obj, how, began, timeout=None):
+    """Wait for something that does not come; return what came all the same."""
+    began.set()
+    if how == "acquire":
+        return obj.acquire() if timeout is None else obj.acquire(timeout=timeout)
+    if how == "with":
+        with obj:
+            return True
+    return obj.wait(timeout)
+
+
+def hold_and_ignore(lock, held, stop):
+    """Hold the lock, and do not stop before one is told so."""
+    with lock:
+        held.set()
+        while not stop.is_set():
+            try:
+                while not stop.wait(0.001):
+                    pass
+            except BaseException:
+                pass
+
+
+def hold_and_sleep(lock, held):
+    with lock:
+        held.set()
+        time.sleep(1000)
+
+
+class IgnoringAction:
+    """An action that does not stop before it is told so."""
+
+    def __init__(self, began, stop):
+        self.began, self.stop = began, stop
+
+    def __call__(self):
+        self.began.set()
+        while not self.stop.is_set():
+            try:
+                while not self.stop.wait(0.001):
+                    pass
+            except BaseException:
+                pass
+
+
 def broken(barrier):
     import subinterp
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -19,6 +20,14 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+
+# The thread sanitizer runs handlers of signals when the call that they interrupt is over.
+SANITIZED = "libtsan" in Path("/proc/self/maps").read_text()
+
+frees_blocked_calls = pytest.mark.skipif(
+    platform.machine() != "x86_64" or SANITIZED,
+    reason="blocked calls are freed on x86-64, and without the thread sanitizer",
+)
 
 # Executors ---------------------------------------------------------------------
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import random
 import threading
 import time
 from concurrent.futures import CancelledError
-from pathlib import Path
 
 import pytest
 
 import _stopwork as work
 import subinterp
-from _support import run_script, wait_until
+from _support import frees_blocked_calls, run_script, wait_until
 from subinterp import (
     BrokenInterpreterPool,
     ChannelClosed,
@@ -31,14 +29,6 @@ from subinterp import (
 LONG = 60
 SCALE = float(os.environ.get("SUBINTERP_STRESS", "1.0"))
 SEED = int(os.environ.get("SUBINTERP_STRESS_SEED", "0")) or random.SystemRandom().getrandbits(32)
-
-# The thread sanitizer runs handlers of signals when the call that they interrupt is over.
-SANITIZED = "libtsan" in Path("/proc/self/maps").read_text()
-
-frees_blocked_calls = pytest.mark.skipif(
-    platform.machine() != "x86_64" or SANITIZED,
-    reason="blocked calls are freed on x86-64, and without the thread sanitizer",
-)
 
 
 def running(pool, fn, *args):

@@ -21,7 +21,7 @@ import pytest
 
 import _locks
 import subinterp
-from _support import live_objects, run_script, wait_until
+from _support import frees_blocked_calls, live_objects, run_script, wait_until
 from subinterp import (
     Barrier,
     BoundedSemaphore,
@@ -30,12 +30,16 @@ from subinterp import (
     Counter,
     Event,
     InterpreterPool,
+    Interrupt,
     Lock,
     NotSendableError,
     RLock,
     Semaphore,
     SharedBuffer,
     SyncError,
+    TaskAbandoned,
+    TaskInterrupted,
+    TaskTimeout,
     create_channel,
 )
 
@@ -1575,6 +1579,114 @@ def test_asynchronous_exception(kind):
     assert not barrier.broken and barrier.n_waiting == 0
     lock.release()
     assert lock.acquire(False)
+
+
+# Tasks that are interrupted or abandoned ---------------------------------------------------------
+
+
+@frees_blocked_calls
+@pytest.mark.parametrize("timeout", [None, 1000.0], ids=["untimed", "timed"])
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        (Lock, "acquire"),
+        (Lock, "with"),
+        (RLock, "acquire"),
+        (lambda: Semaphore(0), "acquire"),
+        (lambda: BoundedSemaphore(1), "with"),
+        (Event, "wait"),
+        (lambda: Barrier(2), "wait"),
+    ],
+    ids=["lock", "lock-with", "rlock", "semaphore", "bounded-with", "event", "barrier"],
+)
+def test_interrupted_task_leaves_its_wait(make, how, timeout):
+    """And nothing behind: what it waited for works for the others."""
+    waited_for, began = make(), Event()
+    if isinstance(waited_for, (Lock, RLock, BoundedSemaphore)):
+        waited_for.acquire()
+    with InterpreterPool(1, interrupt_grace=30) as pool:
+        for _ in range(3):
+            began.clear()
+            future = pool.submit(_locks.wait_in, waited_for, how, began, timeout)
+            assert began.wait(LONG)
+            time.sleep(0.1)
+            assert future.interrupt()
+            error = future.exception(LONG)
+            assert type(error) is TaskInterrupted
+            assert type(error.__context__) is Interrupt
+        if isinstance(waited_for, Event):
+            waited_for.set()
+            assert call(pool, _locks.wait_for, waited_for, LONG)
+        elif isinstance(waited_for, Barrier):
+            assert waited_for.n_waiting == 0
+            assert not waited_for.broken
+            future = pool.submit(_locks.arrive, waited_for)
+            waited_for.wait(LONG)
+            future.result(LONG)
+        else:
+            waited_for.release()
+            assert call(pool, _locks.try_to_take, waited_for) is True
+            assert waited_for.acquire(False)
+
+
+@frees_blocked_calls
+def test_interrupted_holder_gives_the_lock_back(pool1):
+    lock, began = Lock(), Event()
+    future = pool1.submit(_locks.hold_and_sleep, lock, began)
+    assert began.wait(LONG)
+    assert not lock.acquire(False)
+    assert future.interrupt()
+    assert type(future.exception(LONG)) is TaskInterrupted
+    assert lock.acquire(False)
+    assert not lock.broken
+
+
+@frees_blocked_calls
+def test_time_limit_of_a_task_that_waits(pool1):
+    lock, began = Lock(), Event()
+    lock.acquire()
+    future = pool1.schedule(_locks.wait_in, (lock, "acquire", began), timeout=0.2)
+    assert type(future.exception(LONG)) is TaskTimeout
+    lock.release()
+    assert call(pool1, _locks.try_to_take, lock) is True
+
+
+@pytest.mark.parametrize("make", LOCKS)
+def test_abandoned_task_breaks_its_lock(make):
+    lock, held, stop = make(), Event(), Event()
+    with InterpreterPool(1) as others, InterpreterPool(1, interrupt_grace=0.1) as pool:
+        try:
+            future = pool.submit(_locks.hold_and_ignore, lock, held, stop)
+            assert held.wait(LONG)
+            waiting = others.submit(_locks.try_to_take, lock)
+            assert lock.acquire(timeout=0.05) is False
+            assert future.interrupt()
+            assert type(future.exception(LONG)) is TaskAbandoned
+            assert "was abandoned" in waiting.result(LONG)
+            assert lock.broken
+            with pytest.raises(BrokenLockError):
+                lock.acquire()
+            # The worker in its place can use others.
+            assert call(pool, _locks.try_to_take, make()) is True
+        finally:
+            stop.set()
+
+
+def test_abandoned_task_breaks_the_barrier_whose_action_it_runs():
+    began, stop = Event(), Event()
+    barrier = Barrier(2, _locks.IgnoringAction(began, stop))
+    with InterpreterPool(1) as others, InterpreterPool(1, interrupt_grace=0.1) as pool:
+        try:
+            waiting = others.submit(_locks.broken, barrier)
+            wait_until(lambda: barrier.n_waiting == 1)
+            future = pool.submit(_locks.arrive, barrier)
+            assert began.wait(LONG)
+            assert future.interrupt()
+            assert type(future.exception(LONG)) is TaskAbandoned
+            assert waiting.result(LONG) is True
+            assert barrier.broken
+        finally:
+            stop.set()
 
 
 # Fork -------------------------------------------------------------------------------------------
