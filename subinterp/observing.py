@@ -118,7 +118,8 @@ class WorkerStats:
         lie in a heap that all interpreters share. None: there is no
         interpreter, or Python does not use its own allocator.
     tasks_done, tasks_failed : int
-        Calls that returned, and that raised; each item of a map is a call.
+        Calls that returned, and that raised or were stopped; each item of a map is
+        a call.
     busy_seconds, idle_seconds : float
         Time with a task, and waiting for one, up to now.
     bytes_in, bytes_out : int
@@ -160,7 +161,8 @@ class PoolStats:
         Tasks that no worker has taken; a chunk of a map is one, and one that
         was cancelled is counted until a worker comes across it.
     tasks_done, tasks_failed, busy_seconds, idle_seconds, bytes_in, bytes_out
-        Sums over all workers that the pool has had.
+        Sums over all workers that the pool has had. A task that was abandoned
+        has failed, and its time counts until then.
     run_time, wait_time : Histogram
         The same.
     """

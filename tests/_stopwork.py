@@ -232,10 +232,32 @@ def clean_up(send, block):
         raise
 
 
+def ignore_once(stop, item):
+    ignore(stop)
+    return item
+
+
+class SlowName:
+    """A callable that takes its time to tell its name, and then runs for ever."""
+
+    def __getattr__(self, name):
+        if name != "__qualname__":
+            raise AttributeError(name)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            pass
+        return "slow"
+
+    def __call__(self):
+        loop()
+
+
 def ignore(stop, send=None):
     """Go on until told so, whatever is raised; say when it runs."""
     while not stop[0]:
         try:
+            if len(stop) > 1:
+                stop[1] = 1
             if send is not None:
                 send.send("begun")
             while not stop[0]:

@@ -18,6 +18,7 @@ from functools import partial
 
 import pytest
 
+import _stopwork
 import subinterp
 from _support import native_threads, run_script, wait_until
 from _work import (
@@ -36,7 +37,28 @@ from _work import (
     square,
     thread_id,
 )
-from subinterp import Histogram, InterpreterPool, PoolStats, WorkerStats, _core
+from subinterp import (
+    Histogram,
+    InterpreterPool,
+    PoolStats,
+    SharedBuffer,
+    TaskAbandoned,
+    TaskInterrupted,
+    TaskTimeout,
+    WorkerStats,
+    _core,
+)
+
+
+@pytest.fixture
+def shared_bytes():
+    """Tasks that ignore everything else end when the first is set; they set the second."""
+    view = memoryview(SharedBuffer(2))
+    try:
+        yield view
+    finally:
+        view[0] = 1
+
 
 # ---- statistics -------------------------------------------------------------------
 
@@ -100,6 +122,64 @@ def test_a_chunk_whose_function_cannot_be_loaded_fails_as_a_whole(pool1):
         with pytest.raises(ModuleNotFoundError):
             next(results)
     assert pool1.stats().tasks_failed == 10
+
+
+@pytest.mark.parametrize("limit", [None, 0.05])
+def test_interrupted_calls_have_failed(pool1, limit):
+    future = pool1.schedule(_stopwork.loop, timeout=limit)
+    wait_until(future.running)
+    if limit is None:
+        assert future.interrupt()
+    assert type(future.exception(60)) is (TaskTimeout if limit else TaskInterrupted)
+    stats = pool1.stats()
+    assert (stats.tasks_done, stats.tasks_failed) == (0, 1)
+    assert pool1.submit(identity, 1).result() == 1
+    assert pool1.stats().tasks_done == 1
+
+
+def test_an_abandoned_task_has_failed(shared_bytes):
+    """It is counted once, when it is left behind, and not once more when it ends."""
+    with InterpreterPool(1, interrupt_grace=0.05) as pool:
+        future = pool.submit(_stopwork.ignore, shared_bytes)
+        wait_until(lambda: shared_bytes[1])
+        assert future.interrupt()
+        assert type(future.exception(60)) is TaskAbandoned
+        stats = pool.stats()
+        assert (stats.tasks_done, stats.tasks_failed) == (0, 1)
+        assert stats.run_time.count == 1
+        assert stats.busy_seconds >= 0.05
+        # Its worker is not one of the pool's any more.
+        assert pool.submit(identity, 1).result() == 1
+        assert [w.index for w in pool.stats().workers] == [1]
+        alive = _core.live_counts()["workers"]
+        shared_bytes[0] = 1
+        wait_until(lambda: _core.live_counts()["workers"] < alive)
+        stats = pool.stats()
+        assert (stats.tasks_done, stats.tasks_failed) == (1, 1)
+        wait_until(lambda: pool.stats().run_time.count == 2)
+
+
+def test_an_abandoned_chunk_has_failed_as_a_whole(shared_bytes):
+    with InterpreterPool(1, interrupt_grace=0.05) as pool:
+        results = pool.map(partial(_stopwork.ignore_once, shared_bytes), range(12), chunksize=12)
+        wait_until(lambda: shared_bytes[1])
+        pool.terminate_workers()
+        with pytest.raises(TaskAbandoned):
+            next(results)
+        stats = pool.stats()
+        assert (stats.tasks_done, stats.tasks_failed) == (0, 12)
+
+
+def test_counts_stay_when_the_pool_is_made_smaller():
+    with InterpreterPool(3) as pool:
+        pool.broadcast(thread_id)
+        assert pool.stats().tasks_done == 3
+        pool.resize(1)
+        wait_until(lambda: len(pool.stats().workers) == 1)
+        stats = pool.stats()
+        assert (stats.max_workers, stats.tasks_done) == (1, 3)
+        assert pool.submit(identity, 1).result() == 1
+        assert pool.stats().tasks_done == 4
 
 
 def test_busy_and_idle_time(pool1):
@@ -561,6 +641,53 @@ def test_a_task_that_still_runs_is_in_the_trace(pool1, flag, tmp_path):
     assert task["dur"] >= 50_000
     gate.set()
     assert future.result() == 5
+
+
+def test_an_abandoned_task_is_in_the_trace(tmp_path, shared_bytes):
+    """As long as it took its thread; another worker goes on meanwhile."""
+    with InterpreterPool(1, interrupt_grace=0.05) as pool:
+        with pool.trace(tmp_path / "run.json"):
+            future = pool.submit(_stopwork.ignore, shared_bytes)
+            wait_until(lambda: shared_bytes[1])
+            assert future.interrupt()
+            assert type(future.exception(60)) is TaskAbandoned
+            assert pool.submit(identity, 1).result() == 1
+        alive = _core.live_counts()["workers"]
+        with pool.trace(tmp_path / "later.json"):
+            shared_bytes[0] = 1
+            wait_until(lambda: _core.live_counts()["workers"] < alive)
+    tasks = {t["name"]: t for t in slices(load(tmp_path / "run.json")[1])}
+    assert tasks["ignore"]["args"]["unfinished"] is True
+    assert "unfinished" not in tasks["identity"]["args"]
+    assert tasks["ignore"]["tid"] != tasks["identity"]["tid"]
+    assert slices(load(tmp_path / "later.json")[1]) == []
+
+
+def test_an_abandoned_task_that_ends_is_complete_in_the_trace(tmp_path, shared_bytes):
+    with InterpreterPool(1, interrupt_grace=0.05) as pool, pool.trace(tmp_path / "run.json"):
+        future = pool.submit(_stopwork.ignore, shared_bytes)
+        wait_until(lambda: shared_bytes[1])
+        assert future.interrupt()
+        assert type(future.exception(60)) is TaskAbandoned
+        alive = _core.live_counts()["workers"]
+        shared_bytes[0] = 1
+        wait_until(lambda: _core.live_counts()["workers"] < alive)
+    (task,) = slices(load(tmp_path / "run.json")[1])
+    assert "unfinished" not in task["args"]
+    assert task["args"]["failed"] == 1
+    assert task["dur"] >= 50_000
+
+
+def test_names_in_a_trace_are_not_interrupted(pool1, tmp_path):
+    """Looking for a function's name may run code of its own; an interruption waits for its end."""
+    with pool1.trace(tmp_path / "run.json"):
+        future = pool1.submit(_stopwork.SlowName())
+        wait_until(future.running)
+        time.sleep(0.1)
+        assert future.interrupt()
+        assert type(future.exception(60)) is TaskInterrupted
+    (task,) = slices(load(tmp_path / "run.json")[1])
+    assert task["name"] == "slow"
 
 
 def test_a_task_that_ran_before_the_trace_is_not_in_it(pool1, flag, tmp_path):
