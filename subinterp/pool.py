@@ -710,6 +710,8 @@ def _progress() -> tuple[Callable[[object], None], Callable[..., Iterator[Any]]]
     from subinterp import _progress
 
     return _progress.check, _progress.Tracked
+
+
 def _check_max_workers(value: int) -> None:
     if not isinstance(value, int):
         raise TypeError(f"max_workers must be an integer, not {type(value).__name__}")
