@@ -170,9 +170,9 @@ def wait_in(obj, how, began, timeout=None):
 def hold_and_ignore(lock, held, stop):
     """Hold the lock, and do not stop before one is told so."""
     with lock:
-        held.set()
         while not stop.is_set():
             try:
+                held.set()
                 while not stop.wait(0.001):
                     pass
             except BaseException:
@@ -192,9 +192,9 @@ class IgnoringAction:
         self.began, self.stop = began, stop
 
     def __call__(self):
-        self.began.set()
         while not self.stop.is_set():
             try:
+                self.began.set()
                 while not self.stop.wait(0.001):
                     pass
             except BaseException:

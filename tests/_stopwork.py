@@ -252,12 +252,11 @@ class SlowName:
         loop()
 
 
-def ignore(stop, send=None):
-    """Go on until told so, whatever is raised; say when it runs."""
+def ignore(stop, send=None, at=1):
+    """Go on until told so, whatever is raised; say when it ignores."""
     while not stop[0]:
         try:
-            if len(stop) > 1:
-                stop[1] = 1
+            stop[at] = 1
             if send is not None:
                 send.send("begun")
             while not stop[0]:

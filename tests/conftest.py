@@ -262,3 +262,15 @@ def flag(tmp_path):
         return Flag(tmp_path / f"flag{next(count)}")
 
     return make
+
+
+@pytest.fixture
+def stop():
+    """Shared bytes: the first one, if set, ends tasks that ignore all else; they set the others."""
+    import subinterp
+
+    view = memoryview(subinterp.SharedBuffer(4))
+    try:
+        yield view
+    finally:
+        view[0] = 1

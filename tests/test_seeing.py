@@ -41,24 +41,12 @@ from subinterp import (
     Histogram,
     InterpreterPool,
     PoolStats,
-    SharedBuffer,
     TaskAbandoned,
     TaskInterrupted,
     TaskTimeout,
     WorkerStats,
     _core,
 )
-
-
-@pytest.fixture
-def shared_bytes():
-    """Tasks that ignore everything else end when the first is set; they set the second."""
-    view = memoryview(SharedBuffer(2))
-    try:
-        yield view
-    finally:
-        view[0] = 1
-
 
 # ---- statistics -------------------------------------------------------------------
 
@@ -137,11 +125,11 @@ def test_interrupted_calls_have_failed(pool1, limit):
     assert pool1.stats().tasks_done == 1
 
 
-def test_an_abandoned_task_has_failed(shared_bytes):
+def test_an_abandoned_task_has_failed(stop):
     """It is counted once, when it is left behind, and not once more when it ends."""
     with InterpreterPool(1, interrupt_grace=0.05) as pool:
-        future = pool.submit(_stopwork.ignore, shared_bytes)
-        wait_until(lambda: shared_bytes[1])
+        future = pool.submit(_stopwork.ignore, stop)
+        wait_until(lambda: stop[1])
         assert future.interrupt()
         assert type(future.exception(60)) is TaskAbandoned
         stats = pool.stats()
@@ -152,17 +140,17 @@ def test_an_abandoned_task_has_failed(shared_bytes):
         assert pool.submit(identity, 1).result() == 1
         assert [w.index for w in pool.stats().workers] == [1]
         alive = _core.live_counts()["workers"]
-        shared_bytes[0] = 1
+        stop[0] = 1
         wait_until(lambda: _core.live_counts()["workers"] < alive)
         stats = pool.stats()
         assert (stats.tasks_done, stats.tasks_failed) == (1, 1)
         wait_until(lambda: pool.stats().run_time.count == 2)
 
 
-def test_an_abandoned_chunk_has_failed_as_a_whole(shared_bytes):
+def test_an_abandoned_chunk_has_failed_as_a_whole(stop):
     with InterpreterPool(1, interrupt_grace=0.05) as pool:
-        results = pool.map(partial(_stopwork.ignore_once, shared_bytes), range(12), chunksize=12)
-        wait_until(lambda: shared_bytes[1])
+        results = pool.map(partial(_stopwork.ignore_once, stop), range(12), chunksize=12)
+        wait_until(lambda: stop[1])
         pool.terminate_workers()
         with pytest.raises(TaskAbandoned):
             next(results)
@@ -643,18 +631,18 @@ def test_a_task_that_still_runs_is_in_the_trace(pool1, flag, tmp_path):
     assert future.result() == 5
 
 
-def test_an_abandoned_task_is_in_the_trace(tmp_path, shared_bytes):
+def test_an_abandoned_task_is_in_the_trace(tmp_path, stop):
     """As long as it took its thread; another worker goes on meanwhile."""
     with InterpreterPool(1, interrupt_grace=0.05) as pool:
         with pool.trace(tmp_path / "run.json"):
-            future = pool.submit(_stopwork.ignore, shared_bytes)
-            wait_until(lambda: shared_bytes[1])
+            future = pool.submit(_stopwork.ignore, stop)
+            wait_until(lambda: stop[1])
             assert future.interrupt()
             assert type(future.exception(60)) is TaskAbandoned
             assert pool.submit(identity, 1).result() == 1
         alive = _core.live_counts()["workers"]
         with pool.trace(tmp_path / "later.json"):
-            shared_bytes[0] = 1
+            stop[0] = 1
             wait_until(lambda: _core.live_counts()["workers"] < alive)
     tasks = {t["name"]: t for t in slices(load(tmp_path / "run.json")[1])}
     assert tasks["ignore"]["args"]["unfinished"] is True
@@ -663,14 +651,14 @@ def test_an_abandoned_task_is_in_the_trace(tmp_path, shared_bytes):
     assert slices(load(tmp_path / "later.json")[1]) == []
 
 
-def test_an_abandoned_task_that_ends_is_complete_in_the_trace(tmp_path, shared_bytes):
+def test_an_abandoned_task_that_ends_is_complete_in_the_trace(tmp_path, stop):
     with InterpreterPool(1, interrupt_grace=0.05) as pool, pool.trace(tmp_path / "run.json"):
-        future = pool.submit(_stopwork.ignore, shared_bytes)
-        wait_until(lambda: shared_bytes[1])
+        future = pool.submit(_stopwork.ignore, stop)
+        wait_until(lambda: stop[1])
         assert future.interrupt()
         assert type(future.exception(60)) is TaskAbandoned
         alive = _core.live_counts()["workers"]
-        shared_bytes[0] = 1
+        stop[0] = 1
         wait_until(lambda: _core.live_counts()["workers"] < alive)
     (task,) = slices(load(tmp_path / "run.json")[1])
     assert "unfinished" not in task["args"]

@@ -19,24 +19,12 @@ from subinterp import (
     BrokenInterpreterPool,
     InterpreterPool,
     PoolDeadlockError,
-    SharedBuffer,
     TaskAbandoned,
     TaskInterrupted,
     _core,
 )
 
 LONG = 60
-
-
-@pytest.fixture
-def stop():
-    """A byte that ends the tasks that ignore everything else."""
-    buffer = SharedBuffer(1)
-    view = memoryview(buffer)
-    try:
-        yield view
-    finally:
-        view[0] = 1
 
 
 @pytest.fixture
@@ -212,8 +200,7 @@ def test_terminate_ends_a_map():
 def test_terminate_abandons_what_does_not_stop(stop):
     with InterpreterPool(1, interrupt_grace=0.1) as pool:
         future = pool.submit(work.ignore, stop)
-        wait_until(future.running)
-        time.sleep(0.05)
+        wait_until(lambda: stop[1])
         pool.terminate_workers()
         assert type(future.exception(LONG)) is TaskAbandoned
     stop[0] = 1
@@ -221,9 +208,8 @@ def test_terminate_abandons_what_does_not_stop(stop):
 
 def test_kill_workers(stop):
     with InterpreterPool(2, interrupt_grace=1000) as pool:
-        futures = [pool.submit(work.ignore, stop) for _ in range(2)]
-        wait_until(lambda: all(f.running() for f in futures))
-        time.sleep(0.05)
+        futures = [pool.submit(work.ignore, stop, at=n) for n in (1, 2)]
+        wait_until(lambda: stop[1] and stop[2])
         pool.kill_workers()
         for future in futures:
             assert type(future.exception(LONG)) is TaskAbandoned
