@@ -9,11 +9,13 @@ import json
 import logging
 import math
 import os
+import random
 import signal
 import sys
 import threading
 import time
 import warnings
+from concurrent.futures import CancelledError
 from functools import partial
 
 import pytest
@@ -47,6 +49,8 @@ from subinterp import (
     WorkerStats,
     _core,
 )
+
+SCALE = float(os.environ.get("SUBINTERP_STRESS", "1.0"))
 
 # ---- statistics -------------------------------------------------------------------
 
@@ -664,6 +668,47 @@ def test_an_abandoned_task_that_ends_is_complete_in_the_trace(tmp_path, stop):
     assert "unfinished" not in task["args"]
     assert task["args"]["failed"] == 1
     assert task["dur"] >= 50_000
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("recycle", [None, 20], ids=["kept", "recycled"])
+def test_interrupted_tasks_are_counted_and_traced_once(tmp_path, recycle):
+    """At random moments of their lives, while the pool changes its size, too."""
+    rng = random.Random(3)
+    ends = {"done": 0, "failed": 0}
+    wanted = max(150, int(5000 * SCALE))
+    with (
+        InterpreterPool(2, interrupt_grace=30, max_tasks_per_child=recycle) as pool,
+        pool.trace(tmp_path / "run.json"),
+    ):
+        for n in range(0, wanted, 10):
+            seconds = [rng.choice([0.0, 0.0005, 0.002]) for _ in range(10)]
+            batch = [
+                pool.schedule(_stopwork.own, (n + i, s, i % 4), timeout=rng.choice([None, 0.001]))
+                for i, s in enumerate(seconds)
+            ]
+            pool.resize(rng.randrange(1, 4))
+            for future in batch:
+                if rng.random() < 0.5:
+                    with contextlib.suppress(TimeoutError, CancelledError):
+                        future.exception(rng.random() * 0.002)
+                    future.interrupt()
+            for future in batch:
+                try:
+                    future.result(60)
+                    ends["done"] += 1
+                except (TaskInterrupted, TaskTimeout):
+                    ends["failed"] += 1
+                except CancelledError:
+                    pass  # no worker has begun it
+        stats = pool.stats()
+        assert (stats.tasks_done, stats.tasks_failed) == (ends["done"], ends["failed"])
+        wait_until(lambda: pool.stats().run_time.count == sum(ends.values()))
+    tasks = slices(load(tmp_path / "run.json")[1])
+    assert len(tasks) == sum(ends.values())
+    assert sum(t["args"]["failed"] for t in tasks) == ends["failed"]
+    assert not [t for t in tasks if "unfinished" in t["args"]]
+    assert ends["failed"]
 
 
 def test_names_in_a_trace_are_not_interrupted(pool1, tmp_path):

@@ -24,10 +24,10 @@
 #ifndef SI_SYNC_H
 #define SI_SYNC_H
 
-#include <pthread.h>
-
-#include "si_context.h"
+#include "si_context.h" /* first: feature macros */
 #include "si_message.h"
+
+#include <pthread.h>
 
 typedef enum {
     SI_SYNC_LOCK = 1,
