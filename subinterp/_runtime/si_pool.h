@@ -67,6 +67,7 @@ typedef struct si_worker {
     int64_t signal_at, leave_at;    /* the next signal; when it is left behind; guarded by workers_mu */
     _Atomic bool posted;        /* a pending call is on its way, and holds a reference */
     _Atomic bool delivered;     /* the exception was raised or set */
+    _Atomic bool before;        /* ... was raised before, and is to be raised once more */
     _Atomic bool signalled;     /* a signal is on its way */
     _Atomic bool freed;         /* one has ended a blocked call */
     _Atomic uintptr_t blocked_at;   /* where the last signal found it; written by the handler */

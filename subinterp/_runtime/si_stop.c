@@ -174,6 +174,7 @@ static bool ask_locked(si_worker *w, uintptr_t call, unsigned why, int64_t grace
     if (call & SI_CALL_ASKED) {
         /* Once more, for a task that has swallowed the first. */
         if (has_landed(w)) {
+            atomic_store(&w->before, true);
             atomic_store(&w->delivered, false);
             w->signal_at = now + FIRST_SIGNAL;
         }
@@ -253,6 +254,7 @@ bool si_call_again(si_worker *w)
         return false;
     (void)si_workers_lock();
     w->signal_at = si_now() + FIRST_SIGNAL;
+    atomic_store(&w->before, true);
     atomic_store(&w->delivered, false);
     si_workers_unlock();
     /* The monitor posts the pending call. */
@@ -271,16 +273,18 @@ si_call_end si_call_end_asked(si_worker *w, uintptr_t call)
         sched_yield();
     PyThreadState_SetAsyncExc(w->ident, NULL);
     bool delivered = atomic_load(&w->delivered), freed = atomic_load(&w->freed);
+    bool before = atomic_load(&w->before);
     atomic_store(&w->signalled, false);
     atomic_store(&w->delivered, false);
+    atomic_store(&w->before, false);
     atomic_store(&w->freed, false);
     atomic_store(&w->blocked_at, 0);
     if (call & SI_CALL_LEFT)
         return SI_CALL_ABANDONED;
-    if (!delivered && !freed)
+    if (!delivered && !freed && !before)
         return SI_CALL_FREE;
     return (call & SI_CALL_EXPIRED ? SI_CALL_OVERDUE : SI_CALL_INTERRUPTED)
-           | (delivered ? 0 : SI_CALL_CUT_SHORT);
+           | (delivered || !freed ? 0 : SI_CALL_CUT_SHORT);
 }
 
 /* ---- leaving behind --------------------------------------------------------------------- */
