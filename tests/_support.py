@@ -20,6 +20,9 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 
+# A sanitizer is loaded, which needs memory of its own at any time.
+SANITIZED = any(name in Path("/proc/self/maps").read_text() for name in ("libasan", "libtsan"))
+
 # Executors ---------------------------------------------------------------------
 
 
