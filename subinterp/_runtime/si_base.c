@@ -75,6 +75,19 @@ void si_expect_large(void *p, size_t n)
     (void)madvise((void *)from, to - from, MADV_HUGEPAGE);
 }
 
+void si_get_pages(void *p, size_t n)
+{
+#ifdef MADV_POPULATE_WRITE
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)p + page - 1) & ~(page - 1), to = ((uintptr_t)p + n) & ~(page - 1);
+    if (n >= 1u << 20)
+        (void)madvise((void *)from, to - from, MADV_POPULATE_WRITE);
+#else
+    (void)p;
+    (void)n;
+#endif
+}
+
 void si_set_spin(int64_t ns)
 {
     atomic_store_explicit(&si_spin_max, ns, memory_order_relaxed);
