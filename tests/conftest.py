@@ -20,7 +20,14 @@ from pathlib import Path
 
 import pytest
 
-from _support import ALL_EXECUTORS, EXECUTORS, Snapshot, parked_interpreters, wait_until
+from _support import (
+    ALL_EXECUTORS,
+    EXECUTORS,
+    SANITIZED,
+    Snapshot,
+    parked_interpreters,
+    wait_until,
+)
 from _work import Flag
 
 # A single test may take this long before all stacks are dumped and the run
@@ -38,8 +45,7 @@ _stderr_fd: int | None = None
 
 
 def limit_memory():
-    maps = Path("/proc/self/maps").read_text()
-    if MEMORY_LIMIT and not any(name in maps for name in ("libasan", "libtsan")):
+    if MEMORY_LIMIT and not SANITIZED:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
 
 

@@ -34,7 +34,7 @@ from _extsources import (
     WITH_SUBMODULE,
     WRONG,
 )
-from _support import HERE, ScriptResult, run_script
+from _support import HERE, SANITIZED, ScriptResult, run_script
 from subinterp import interpreters
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -1203,6 +1203,7 @@ def test_no_more_address_space(site):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer wants mappings, too")
 def test_no_more_memory_maps(site):
     """The kernel's limit on the maps of a process is reached at each step of loading."""
     limit = int(Path("/proc/sys/vm/max_map_count").read_text())

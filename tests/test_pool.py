@@ -599,9 +599,8 @@ def test_large_items_are_taken_ahead_in_bounds(pool, method, megabytes):
             yield item
 
     ahead = []
-    for n in getattr(pool, method)(
-        len, items()
-    ):  # which takes no time: chunks of many, were they small
+    # `len` takes no time: chunks would hold many items, were they small.
+    for n in getattr(pool, method)(len, items()):
         assert n == megabytes << 20
         taken += 1
         ahead.append(read - taken)

@@ -67,13 +67,35 @@ int si_usable_cores(void)
     return n > 0 ? (int)n : 1;
 }
 
+/* For the whole units, a power of two each, that lie in this memory. */
+static void advise(void *p, size_t n, uintptr_t unit, int advice)
+{
+    uintptr_t from = ((uintptr_t)p + unit - 1) & ~(unit - 1), to = ((uintptr_t)p + n) & ~(unit - 1);
+    if (to > from)
+        (void)madvise((void *)from, to - from, advice);
+}
+
 void si_expect_large(void *p, size_t n)
 {
     const uintptr_t huge = 2u << 20;
-    if (n < 2 * huge)
-        return;
-    uintptr_t from = ((uintptr_t)p + huge - 1) & ~(huge - 1), to = ((uintptr_t)p + n) & ~(huge - 1);
-    (void)madvise((void *)from, to - from, MADV_HUGEPAGE);
+    if (n >= 2 * huge)
+        advise(p, n, huge, MADV_HUGEPAGE);
+}
+
+void si_get_pages(void *p, size_t n)
+{
+#ifdef MADV_POPULATE_WRITE
+    if (n >= 1u << 20)
+        advise(p, n, (uintptr_t)sysconf(_SC_PAGESIZE), MADV_POPULATE_WRITE);
+#else
+    (void)p;
+    (void)n;
+#endif
+}
+
+void si_lend_pages(void *p, size_t n)
+{
+    advise(p, n, (uintptr_t)sysconf(_SC_PAGESIZE), MADV_FREE);
 }
 
 void si_set_spin(int64_t ns)

@@ -104,6 +104,12 @@ extern int si_cores;
 /* Fresh memory that is about to be filled: large pages where the system gives
  * them on request, since page faults cost more than the copy. */
 void si_expect_large(void *p, size_t n);
+/* The same for memory that is used once, which large pages are not worth: virtual
+ * machines often get them from their host one by one. */
+void si_get_pages(void *p, size_t n);
+/* What is in this memory is not needed: the system may take its pages until they are
+ * written again. */
+void si_lend_pages(void *p, size_t n);
 
 void si_set_spin(int64_t ns);
 int si_usable_cores(void);

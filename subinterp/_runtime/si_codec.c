@@ -9,7 +9,7 @@ void *si_bytes_block(const char *data, size_t n)
 {
     char *block = PyMem_RawMalloc(BYTES_HEAD + n + 1);
     if (block) {
-        si_expect_large(block, BYTES_HEAD + n);
+        si_get_pages(block, BYTES_HEAD + n);
         memcpy(block + BYTES_HEAD, data, n);
         block[BYTES_HEAD + n] = 0;
     }

@@ -2,8 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 /* Smaller memory malloc keeps itself. */
 #define LEAST ((size_t)1 << 20)
@@ -37,15 +35,6 @@ static void give_back(const piece *pieces, int n)
 {
     while (n > 0)
         free(pieces[--n].p);
-}
-
-/* The pages may be taken; what is in them is not needed. */
-static void lend(void *p, size_t size)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = ((uintptr_t)p + page - 1) & ~(page - 1);
-    uintptr_t to = ((uintptr_t)p + size) & ~(page - 1);
-    (void)madvise((void *)from, to - from, MADV_FREE);
 }
 
 void si_spare_begin(void)
@@ -96,7 +85,7 @@ void si_spare_free(void *p, size_t capacity)
         free(p);
         return;
     }
-    lend(p, capacity);
+    si_lend_pages(p, capacity);
     piece out[N_MOST + 1];
     int n = 0;
     si_lock(&spare_mu);
