@@ -1152,6 +1152,7 @@ cdef class FutureCore:
         self.waiter = None
         self.port = None
         self.interrupt()
+        self._unobserve()   # the notifier finds nobody, or is over by then
 
     cdef int _unobserve(self) except -1:
         """Take back the reference that the post would have returned."""
@@ -2200,6 +2201,13 @@ def close_pools_of_this_interpreter():
     finally:
         if context.notifier is not None:
             context.notifier.stop()
+
+
+def stop_notifier():
+    """At the end of a worker's interpreter, which a thread of ours must not hold up."""
+    cdef Context context = _context
+    if context.notifier is not None:
+        context.notifier.stop()
 
 
 def after_fork_in_child():
