@@ -86,6 +86,7 @@ GOALS = (
     Goal("import_numpy", "next", "1.3x a fresh main", 1 / 1.3, "fresh main"),
     Goal("memory_numpy", "pss", "25 MB", 25e6),
     Goal("interrupt", "p99", "50 ms", 50e-3, ours=f"{OURS}, Python code"),
+    Goal("awaits", "rate", "10x interpreters", 10, INTERPRETERS),
     Goal("idle", "cpu", "0 (0.5 ms a second)", 0.5e-3),
     Goal("idle", "wakeups", "0", 0),
 )

@@ -777,6 +777,9 @@ cdef int _wait_task(si_pool *pool, si_task *t, int64_t deadline) except -1:
             _check(st)
 
 
+cdef class LoopPort
+
+
 cdef class FutureCore:
     """The C half of a Future: its task, and what Python made of the outcome.
 
@@ -795,6 +798,9 @@ cdef class FutureCore:
     cdef char decoded           # 0 no, 1 result, 2 exception
     cdef object decoder         # while it is made: (thread, Event or None for who else asks)
     cdef bint observed, published
+    # Of a task that a coroutine awaits, instead of being observed; see LoopPort.
+    cdef LoopPort port
+    cdef object waiter          # told by the port; None: nobody waits (any more)
 
     def __dealloc__(self):
         if self.task != NULL:
@@ -900,6 +906,8 @@ cdef class FutureCore:
     cdef int _publish(self) except -1:
         """Tell those who wait through the condition; called once the task is final."""
         cdef uint32_t w = self.word()
+        if self.condition is None:
+            return 0    # its coroutine has given up
         with self.condition:
             if self.published:
                 return 0
@@ -1149,6 +1157,26 @@ cdef class FutureCore:
             asked = si_stop_task(t)
         return asked
 
+    cdef int _tell(self, LoopPort port, waiter) except -1:
+        """Have an event loop told of the end; before the task is pushed."""
+        cdef _Notifier notifier = _notifier(self.context)
+        notifier.ensure()
+        notifier.outstanding += 1
+        self.port = port
+        self.waiter = waiter
+        # The task keeps the future until it is posted.
+        Py_INCREF(self)
+        self.task.observer = <PyObject *>self
+        si_task_observe(self.task, notifier.cq)
+        return 0
+
+    def _give_up(self):
+        """The coroutine does not wait any more: stop the task, and tell nobody."""
+        self.waiter = None
+        self.port = None
+        self.interrupt()
+        self._unobserve()   # the notifier finds nobody, or is over by then
+
     cdef int _unobserve(self) except -1:
         """Take back the reference that the post would have returned."""
         if self.task.observer != NULL:
@@ -1285,6 +1313,7 @@ cdef class _Notifier:
     cdef bint starting                  # ensure() is at it, or the thread is on its way to run()
     cdef bint running                   # a thread reads the queue
     cdef bint stopping
+    cdef list ports                     # LoopPorts that have something to deliver
 
     def __dealloc__(self):
         if self.cq != NULL:
@@ -1308,6 +1337,7 @@ cdef class _Notifier:
         cdef si_ret st
         cdef int64_t deadline
         cdef si_cq *cq = self.cq
+        cdef int handled = 0
         if cq == NULL:
             raise TypeError("notifiers are made by futures")
         if self.running:
@@ -1321,6 +1351,13 @@ cdef class _Notifier:
                 st = si_cq_pop(cq, &node)
                 if st == SI_OK:
                     self._handle(node)
+                    handled += 1
+                    if handled < TOLD_AT_ONCE:
+                        continue
+                handled = 0
+                if self.ports:
+                    self._wake_loops()
+                if st == SI_OK:
                     continue
                 for handle in list(self.forwarding):
                     _drain_output((<_PoolHandle>handle).pool, self.context)
@@ -1334,6 +1371,7 @@ cdef class _Notifier:
                     if st != SI_OK:
                         break
                     self._handle(node)
+                    self._wake_loops()
                 elif st == SI_FORKED:
                     break
         finally:
@@ -1354,7 +1392,10 @@ cdef class _Notifier:
                     Py_DECREF(fut)
                     si_task_release(t)
                     _drain_output(fut.pool, self.context)
-                    fut._publish()
+                    if fut.waiter is None:
+                        fut._publish()
+                    elif fut.port._add(fut):
+                        self.ports.append(fut.port)
                 else:
                     si_task_release(t)
             else:
@@ -1367,6 +1408,20 @@ cdef class _Notifier:
             sys.unraisablehook(_Unraisable(exc))
         return 0
 
+    cdef int _wake_loops(self) except -1:
+        """Ask event loops to take what was handled: each once for many tasks."""
+        cdef LoopPort port
+        while self.ports:
+            port = self.ports.pop()
+            try:
+                port.wake(port.deliver)
+            except BaseException as exc:
+                port._drop()
+                if not isinstance(exc, RuntimeError):   # else the loop is closed
+                    import sys
+                    sys.unraisablehook(_Unraisable(exc))
+        return 0
+
     def stop(self):
         """Publish what is there, then end. (At the end of the interpreter.)"""
         thread = self.thread    # one that is over is joined as well: to its very end
@@ -1375,6 +1430,67 @@ cdef class _Notifier:
         if thread is not None:
             thread.join(1.0)
         si_cq_close(self.cq)
+
+
+cdef enum:
+    TOLD_AT_ONCE = 512      # completed tasks after which an event loop is woken, though more may come
+
+
+cdef class LoopPort:
+    """The way of completed tasks into one event loop.
+
+    A call into a loop from another thread costs more than a task. So the
+    notifier first takes all that is complete, and then asks each loop once to
+    deliver its share. Guarded by the interpreter's lock, which the loop's
+    thread and the notifier's have in common.
+
+    Parameters
+    ----------
+    wake : callable
+        ``wake(fn)`` has `fn` called in the loop, from any thread; raises RuntimeError
+        if the loop is over.
+    """
+    cdef readonly object wake
+    cdef list told      # FutureCores whose tasks are complete
+    cdef bint asked     # the loop is to deliver them, or the notifier is to ask it
+    cdef object __weakref__
+
+    def __init__(self, wake):
+        self.wake = wake
+        self.told = []
+
+    cdef bint _add(self, FutureCore fut) except -1:
+        """In the notifier. True: the loop is still to be asked."""
+        cdef bint first = not self.asked
+        self.told.append(fut)
+        self.asked = True
+        return first
+
+    cdef int _drop(self) except -1:
+        """The loop is over: nobody waits any more."""
+        self.asked = False
+        self.told = []
+        return 0
+
+    def deliver(self):
+        """Wake the coroutines whose tasks are complete; called in the loop."""
+        cdef FutureCore fut
+        self.asked = False      # first: what is added from now on asks again
+        told = self.told
+        self.told = []
+        for fut in told:
+            waiter = fut.waiter
+            fut.waiter = None
+            if waiter is None:
+                continue
+            try:
+                if isinstance(waiter, MapIterator):
+                    (<MapIterator>waiter)._arrived(fut)
+                elif not waiter.done():
+                    waiter.set_result(None)
+            except Exception as exc:
+                import sys
+                sys.unraisablehook(_Unraisable(exc))
 
 
 cdef class _PoolHandle:
@@ -1401,6 +1517,7 @@ cdef _Notifier _notifier(Context context):
         n = _Notifier.__new__(_Notifier)
         n.context = context
         n.forwarding = set()
+        n.ports = []
         n.cq = si_cq_new()
         if n.cq == NULL:
             raise MemoryError
@@ -1834,7 +1951,12 @@ cdef class PoolCore:
                 limit = max(<int64_t>(seconds * 1e9), 1)
         return self._submit(fn, tuple(args), {} if kwargs is None else dict(kwargs), limit)
 
-    cdef FutureCore _submit(self, fn, tuple args, dict kwargs, int64_t limit):
+    def _run(self, LoopPort port not None, waiter, fn, tuple args, dict kwargs):
+        """Submit, and have an event loop told of the end."""
+        return self._submit(fn, args, kwargs, 0, port, waiter)
+
+    cdef FutureCore _submit(self, fn, tuple args, dict kwargs, int64_t limit, LoopPort port=None,
+                            waiter=None):
         cdef si_task *t
         cdef FutureCore fut
         cdef si_ret st
@@ -1849,10 +1971,14 @@ cdef class PoolCore:
             si_task_free(t)
             raise
         fut = self._new_future(t)
+        if port is not None:
+            fut._tell(port, waiter)
         si_store_refs(t, 2)
         st = si_pool_push(self.pool, t)
         if st != SI_OK:
             si_store_refs(t, 1)
+            if port is not None:
+                fut._unobserve()
             self._refused(st)
         return fut
 
@@ -1940,11 +2066,13 @@ cdef class PoolCore:
                 failure = None
         return results
 
-    def _map(self, fn, iterables, timeout, chunksize, buffersize, bint star, bint unordered):
-        """The iterator behind map, imap_unordered and starmap."""
+    def _map(self, fn, iterables, timeout, chunksize, buffersize, bint star, bint unordered,
+             LoopPort port=None):
+        """The iterator behind map, imap_unordered, starmap and amap."""
         cdef MapIterator it
         self._need_pool()
         it = MapIterator.__new__(MapIterator)
+        it.port = port
         it._begin(self, fn, iterables, timeout, chunksize, buffersize, star, unordered)
         return it
 
@@ -2293,6 +2421,13 @@ def close_pools_of_this_interpreter():
             context.notifier.stop()
 
 
+def stop_notifier():
+    """At the end of a worker's interpreter, which a thread of ours must not hold up."""
+    cdef Context context = _context
+    if context.notifier is not None:
+        context.notifier.stop()
+
+
 def after_fork_in_child():
     """Forget the parent's notifier and ledger."""
     (<Context>_context).renew()
@@ -2402,6 +2537,9 @@ cdef class MapIterator:
     cdef Py_ssize_t items_in_flight
     cdef size_t bytes_in_flight
     cdef si_cq *cq              # unordered: where complete chunks come out
+    # read by a coroutine: how its loop is told of chunks, and the waiter to tell
+    cdef LoopPort port
+    cdef object told
     # the chunk that is being read
     cdef si_task *current
     cdef si_reader reader
@@ -2424,7 +2562,7 @@ cdef class MapIterator:
         # Never read: the calls are made all the same, as by an eager map.
         if self.inputs is None or self.function is None:
             return      # its construction failed
-        if not self.started and not self.closed:
+        if not self.started and not self.closed and self.port is None:
             self._feed_rest(False)
         else:
             self._stop(False)
@@ -2498,6 +2636,8 @@ cdef class MapIterator:
         cdef si_ret st
         if self.unordered or self.ring_len == 0 or self.owner.pool.n_workers == 0:
             return 0
+        if self.port is not None:
+            return 0    # an event loop does not wait
         t = self.ring[self.ring_head]
         until = min(si_now() + FIRST_LOOK_NS, self.deadline)
         with nogil:
@@ -2565,6 +2705,7 @@ cdef class MapIterator:
     cdef int _send_chunk(self, Py_ssize_t wanted) except -1:
         """Read up to `wanted` items and push them as one task."""
         cdef si_task *t = si_task_new()
+        cdef FutureCore fut = None
         cdef si_ret st
         if t == NULL:
             raise MemoryError
@@ -2587,14 +2728,25 @@ cdef class MapIterator:
             si_task_free(t)
             return 0
         t.weight = si_msg_weight(&t.msg)
-        if self.unordered:
+        if self.unordered and self.port is None:
             si_task_observe(t, self.cq)
         si_store_refs(t, 2)
         self._push_ring(t)
-        st = si_pool_push(self.owner.pool, t)
-        if st != SI_OK:
+        try:
+            if self.port is not None:
+                fut = self._announced(t)
+            st = si_pool_push(self.owner.pool, t)
+        except BaseException:
+            self.exhausted = True
             self.ring_len -= 1
             si_store_refs(t, 1)
+            si_task_release(t)
+            raise
+        if st != SI_OK:
+            self.ring_len -= 1
+            si_store_refs(t, 1 if fut is None else 2)
+            if fut is not None:
+                fut._unobserve()
             si_task_release(t)
             self.exhausted = True
             self.owner._refused(st)
@@ -2762,6 +2914,30 @@ cdef class MapIterator:
         self.ring_len -= 1
         return t
 
+    cdef FutureCore _announced(self, si_task *t):
+        """Have the event loop told of a chunk; the future only stands for it."""
+        cdef FutureCore fut = self.owner._new_future(t)
+        si_task_retain(t)
+        fut._tell(self.port, self)
+        return fut
+
+    cdef int _arrived(self, FutureCore fut) except -1:
+        """A chunk is complete; called in the loop."""
+        if self.unordered and not self.closed:
+            # It has left the notifier's queue: it may enter ours.
+            si_task_retain(fut.task)
+            if not si_cq_post(self.cq, &fut.task.node):
+                si_task_release(fut.task)
+        told = self.told
+        self.told = None
+        if told is not None and not told.done():
+            told.set_result(None)
+        return 0
+
+    def _tell(self, waiter):
+        """Tell this waiter of the next chunk that is complete."""
+        self.told = waiter
+
     def _feed_rest(self, bint cancel):
         """The pool closes, or nobody will read: send what is still to be sent.
 
@@ -2791,11 +2967,33 @@ cdef class MapIterator:
             raise ValueError("another thread is reading from this map")
         self.busy = True
         try:
-            return self._next()
+            return self._next(None, True)
         finally:
             self.busy = False
 
-    cdef object _next(self):
+    def _poll(self, later, bint further):
+        """The next result for a coroutine; `later` if it is not there yet.
+
+        further: go on to the next chunk, if that is complete.
+        """
+        if self.busy:
+            raise ValueError("another thread is reading from this map")
+        self.busy = True
+        try:
+            return self._next(later, further)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        finally:
+            self.busy = False
+
+    cdef bint _ready(self):
+        """The next chunk is complete."""
+        if self.unordered:
+            return si_cq_ready(self.cq)
+        return SI_IS_FINAL(si_task_word(self.ring[self.ring_head]))
+
+    cdef object _next(self, later, bint further):
+        """The next result. later: what to return instead of waiting; None: wait."""
         self.started = True
         while True:
             if self.left > 0:
@@ -2804,11 +3002,15 @@ cdef class MapIterator:
                 self._done_with_current()
             if self.closed:
                 raise StopIteration
+            if not further:
+                return later
             try:
                 self._fill()
                 if self.ring_len == 0:
                     self._finish()
                     raise StopIteration
+                if later is not None and not self._ready():
+                    return later
                 self._next_chunk()
             except StopIteration:
                 raise
@@ -2935,7 +3137,11 @@ cdef class MapIterator:
         return 0
 
     def close(self):
-        """Stop: chunks that no worker has begun are cancelled. Idempotent."""
+        """Stop: chunks that no worker has begun are cancelled. Idempotent.
+
+        Those that run go on, except if a coroutine reads the map: then they are
+        interrupted.
+        """
         if self.busy:
             raise ValueError("another thread is reading from this map")
         self._stop(False)
@@ -2943,6 +3149,7 @@ cdef class MapIterator:
     cdef int _stop(self, bint interrupt) except -1:
         """Give up what was not read. interrupt: also chunks that run."""
         cdef si_task *t
+        cdef FutureCore fut
         if self.closed:
             return 0
         self._finish()
@@ -2950,9 +3157,13 @@ cdef class MapIterator:
         self.inputs = []
         while self.ring_len:
             t = self._pop_ring()
-            si_task_cancel(t)
-            if interrupt:
-                _stop_task(t)
+            if self.port is None:
+                si_task_cancel(t)
+                if interrupt:
+                    _stop_task(t)
+            elif t.observer != NULL:
+                fut = <FutureCore>t.observer
+                fut._give_up()
             si_task_release(t)
         return 0
 

@@ -151,6 +151,7 @@ cdef extern from "si_task.h" nogil:
         si_msg msg
     si_task *si_task_new()
     void si_task_free(si_task *t)
+    void si_task_retain(si_task *t)
     void si_task_release(si_task *t)
     uint32_t si_task_word(si_task *t)
     uint32_t si_task_cancel(si_task *t)
@@ -163,6 +164,8 @@ cdef extern from "si_task.h" nogil:
     void si_cq_retain(si_cq *q)
     void si_cq_release(si_cq *q)
     void si_cq_close(si_cq *q)
+    bint si_cq_post(si_cq *q, si_node *node)
+    bint si_cq_ready(si_cq *q)
     void si_cq_nudge(si_cq *q)
     si_ret si_cq_pop(si_cq *q, si_node **node)
     si_ret si_cq_wait(si_cq *q, int64_t deadline, si_spin *spin)

@@ -509,6 +509,9 @@ def finish() -> None:
     threading = sys.modules.get("threading")
     if threading is not None:
         threading._shutdown()
+    core = sys.modules.get("subinterp._core")
+    if core is not None:
+        core.stop_notifier()
     flush()
 
 

@@ -15,6 +15,7 @@ from types import CodeType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from subinterp import _core
+from subinterp._loops import AsyncMap, enter
 from subinterp._policy import Extensions, extension_options
 
 if TYPE_CHECKING:
@@ -622,6 +623,145 @@ class InterpreterPool(_core.PoolCore, Executor):
         from subinterp import observing
 
         observing.dump_tracebacks(self, file)
+
+    async def run(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
+        """Call ``fn(*args, **kwargs)`` in a worker, and await the result.
+
+        For coroutines of asyncio (with any loop, uvloop's as well) and trio; so also for
+        those of anyio.
+
+        Parameters
+        ----------
+        fn : callable
+            As for `submit`: an ordinary function, called in a worker.
+        *args, **kwargs
+            As for `submit`. Encoded when the coroutine begins.
+
+        Returns
+        -------
+        object
+            What the call returned; made in this interpreter, which owns it.
+
+        Raises
+        ------
+        RuntimeError
+            If the pool was shut down; if no event loop of a library that is known
+            runs in this thread.
+        NotSendableError, BrokenInterpreterPool
+            As `submit`.
+        concurrent.futures.CancelledError
+            If the pool cancelled the task (``shutdown(cancel_futures=True)``), or, as its
+            subclass `TaskInterrupted`, stopped it.
+        BaseException
+            What the call raised, with the worker's traceback as its cause.
+
+        Notes
+        -----
+        Does not block the event loop, and does not poll: the notifier's thread
+        tells the loop of completed tasks, many at once.
+
+        If the await is cancelled (by ``asyncio.timeout``, a task group, a cancel scope...), the
+        task is cancelled if no worker has begun it, and interrupted otherwise, as by
+        `Future.interrupt`. The cancellation is not held up by that: the
+        task stops in the background, and what becomes of it is not reported. If it
+        does not stop within `interrupt_grace`, its worker is abandoned. Until then the
+        worker is not free for other tasks.
+
+        Context variables are not sent: the worker has its own. A task of the
+        pool itself may await in a loop of its own, but a pool whose every worker does, with
+        its tasks still in the queue, is not noticed (`PoolDeadlockError` comes from
+        `Future.result` only).
+        """
+        port, waiter = enter()
+        future = self._run(port, waiter, fn, args, kwargs)
+        try:
+            await waiter
+        except BaseException:
+            future._give_up()
+            raise
+        try:
+            return future.result()
+        finally:
+            # Break the cycle future -> exception -> traceback -> frame.
+            del future
+
+    def amap(
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        unordered: bool = False,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> AsyncMap[_T]:
+        """Apply a function to the items of iterables, results for ``async for``.
+
+        Parameters
+        ----------
+        fn : callable
+            An ordinary function, called in a worker with one item of each iterable.
+        *iterables : iterable
+            Read as far as the shortest one goes, in the event loop; may be endless.
+        unordered : bool
+            Whether results come chunk by chunk as workers complete them, instead of in
+            the order of the input. An item that raised does not end the iterator then.
+        chunksize : int, optional
+            Items sent to a worker at a time. None: chosen from the time that
+            earlier items took.
+        buffersize : int, optional
+            Items taken from the input whose results have not been read yet,
+            at most. None: a few chunks for each worker.
+
+        Returns
+        -------
+        AsyncMap
+            An asynchronous iterator. Work starts when the first result is asked for; the
+            input is read further as results are read.
+
+        Raises
+        ------
+        TypeError
+            If `fn` is not callable, an iterable is not one, or a number is not an integer.
+        ValueError
+            If a number is less than 1.
+        NotSendableError
+            From the iterator, if an item cannot be sent; names it.
+        BaseException
+            From the iterator, what a call raised, and as `run`.
+
+        Notes
+        -----
+        Does not block the event loop, except for what the iterables themselves do.
+
+        When the iterator is left early (``break``, an exception, a cancelled await,
+        ``aclose``), what is queued is cancelled and what runs is interrupted; see `run`.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> from subinterp import InterpreterPool
+        >>> async def main():
+        ...     with InterpreterPool(2) as pool:
+        ...         return [r async for r in pool.amap(pow, [2, 3], [10, 10])]
+        >>> asyncio.run(main())
+        [1024, 59049]
+        """
+        _check_positive("chunksize", chunksize)
+        _check_positive("buffersize", buffersize)
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        for iterable in iterables:
+            if hasattr(iterable, "__aiter__") and not hasattr(iterable, "__iter__"):
+                raise TypeError(
+                    f"amap takes ordinary iterables, not {type(iterable).__name__}: "
+                    "collect an asynchronous one in a list, or await run for each of its items"
+                )
+            if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+                raise TypeError(f"{type(iterable).__name__} object is not iterable")
+        return AsyncMap(
+            lambda port: self._map(
+                fn, iterables, None, chunksize, buffersize, False, bool(unordered), port
+            )
+        )
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, and let the workers end.

@@ -347,3 +347,30 @@ def wait_for_two(gate, pool):
     first = pool.submit(open_then_square, gate, 6)
     second = pool.submit(slow_square, 7)
     return second.result(), first.result()
+
+
+def watched(started, stopped):
+    """Run until it is interrupted, and say so; gates tell of both."""
+    started.set()
+    try:
+        while True:
+            pass
+    finally:
+        stopped.set()
+
+
+def watched_after(n, first, started, stopped):
+    """Return numbers below `first`, run until interrupted for others."""
+    if n < first:
+        return n
+    return watched(started, stopped)
+
+
+def await_in_worker(pool, fn, *args):
+    """Await a task of a pool in an event loop of this worker."""
+    import asyncio
+
+    async def main():
+        return await pool.run(fn, *args)
+
+    return asyncio.run(main())

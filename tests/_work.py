@@ -553,6 +553,11 @@ def gate_or_mark(pair):
     return flag.set()
 
 
+def gate_or_pass(gate):
+    """Wait at a gate, if there is one."""
+    return None if gate is None else gate.wait(60)
+
+
 def meet(mine, other):
     mine.set()
     return other.wait(60)

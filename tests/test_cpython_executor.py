@@ -2,7 +2,8 @@
 
 They are taken from the running Python's `test` package, so each version brings
 its own. What differs is the executor that the tests are given: the mixin below
-stands where CPython has ThreadPoolMixin or InterpreterPoolMixin.
+stands where CPython has ThreadPoolMixin or InterpreterPoolMixin. The tests of its pool of
+processes see an InterpreterPool that looks like one.
 
 A test that cannot apply is listed in NOT_APPLICABLE with its reason, and is
 reported as skipped.
@@ -11,14 +12,19 @@ reported as skipped.
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 import sys
+import types
 import unittest
+from concurrent.futures import Future
 from unittest import mock
 
 import pytest
 
 import subinterp
-from _work import Gate
+from _support import wait_until
+from _work import Gate, interpreter_id
 
 try:
     from test.test_concurrent_futures import (
@@ -28,7 +34,13 @@ try:
         test_as_completed as cpython_as_completed,
     )
     from test.test_concurrent_futures import (
+        test_deadlock as cpython_deadlock,
+    )
+    from test.test_concurrent_futures import (
         test_init as cpython_init,
+    )
+    from test.test_concurrent_futures import (
+        test_process_pool as cpython_process_pool,
     )
     from test.test_concurrent_futures import (
         test_shutdown as cpython_shutdown,
@@ -48,6 +60,13 @@ except ImportError as error:
     )
 
 _THREADS = "looks at the private list of threads of ThreadPoolExecutor; "
+
+_CRASH = "ends the process, which is ours as well: interpreters share it"
+_IDLE = (
+    "counts on a worker being idle once its result is there; ours publishes the result first, "
+    "so the next task may start another worker"
+)
+_PRIVATE = "replaces private parts of ProcessPoolExecutor; "
 
 # Tests that CPython has in these modules for executors with threads or
 # processes only, outside the shared classes. "class.test" -> why it cannot
@@ -82,6 +101,60 @@ NOT_APPLICABLE = {
     ),
     "FailingInitializerResourcesTest.test_forkserver": (
         "about the resource tracker of multiprocessing; an InterpreterPool has none"
+    ),
+    "ProcessPoolExecutorTest.test_max_workers_too_large": "about a limit of Windows",
+    "ProcessPoolExecutorTest.test_killed_child": _CRASH,
+    "ProcessPoolExecutorTest.test_broken_process_pool_traceback": _CRASH,
+    "ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly": _CRASH,
+    "ProcessPoolExecutorTest.test_force_shutdown_workers_dead_workers": _CRASH,
+    "ProcessPoolExecutorTest.test_traceback": (
+        "names the private type of the cause; the text is checked in test_functions.py"
+    ),
+    "ProcessPoolExecutorTest.test_saturation": (
+        "counts processes right after submit; our workers start as work comes, see "
+        "test_turnover.py::test_more_workers_for_what_is_queued"
+    ),
+    "ProcessPoolExecutorTest.test_idle_process_reuse_one": _IDLE,
+    "ProcessPoolExecutorTest.test_idle_process_reuse_multiple": _IDLE,
+    "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context": (
+        "about the start methods of multiprocessing"
+    ),
+    "ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592": (
+        "expects that tasks of a forgotten pool fail; ours runs them, see "
+        "test_pool.py::test_map_results_survive_a_forgotten_pool"
+    ),
+    "ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967": (
+        "expects that tasks of a forgotten pool fail; ours runs them, see "
+        "test_pool.py::test_map_results_survive_a_forgotten_pool"
+    ),
+    "ProcessPoolExecutorTest.test_force_shutdown_during_max_tasks_worker_exit": (
+        _PRIVATE + "see test_turnover.py::test_terminate_while_tasks_begin"
+    ),
+    "ProcessPoolExecutorTest.test_failed_worker_replacement_breaks_pool": (
+        _PRIVATE + "see test_turnover.py::test_a_pool_that_cannot_make_workers_breaks"
+    ),
+    "ProcessPoolExecutorTest.test_python_finalization_error": (
+        _PRIVATE + "the threads that it keeps from starting are not there"
+    ),
+    "ProcessPoolExecutorTest.test_terminate_workers": (
+        _PRIVATE + "see test_turnover.py::test_terminate_workers"
+    ),
+    "ProcessPoolExecutorTest.test_kill_workers": (
+        _PRIVATE + "see test_turnover.py::test_kill_workers"
+    ),
+    "ProcessPoolExecutorTest.test_force_shutdown_workers_invalid_op": (
+        "passes a wrong argument to a private method"
+    ),
+    "ProcessPoolExecutorTest.test_force_shutdown_workers": (
+        "asks which signal was sent; see test_turnover.py::test_terminate_workers"
+    ),
+    "ExecutorDeadlockTest.test_crash_at_task_unpickle": _CRASH,
+    "ExecutorDeadlockTest.test_crash_during_func_exec_on_worker": _CRASH,
+    "ExecutorDeadlockTest.test_crash_during_result_pickle_on_worker": _CRASH,
+    "ExecutorDeadlockTest.test_shutdown_deadlock": _CRASH,
+    "ExecutorDeadlockTest.test_crash_big_data": _CRASH,
+    "ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full": (
+        _PRIVATE + "the pipe that it fills is not there"
     ),
 }
 
@@ -154,6 +227,139 @@ class FailingInitializerTests(
     def tearDown(self):
         logging.getLogger("concurrent.futures").handlers.clear()
         super().tearDown()
+
+
+# The tests of ProcessPoolExecutor
+
+
+class _Workers:
+    """Stands for a pool's processes, and for the thread that manages them."""
+
+    def __init__(self, pool):
+        self._pool = pool
+
+    def is_alive(self):
+        return self._pool._n_workers > 0
+
+    def join(self, timeout=60):
+        wait_until(lambda: not self.is_alive(), timeout, "the end of the workers")
+
+
+class LikeProcesses(subinterp.InterpreterPool):
+    """What the tests ask of a ProcessPoolExecutor, on an InterpreterPool."""
+
+    def __init__(self, max_workers=None, mp_context=None, **options):
+        super().__init__(max_workers, **options)
+
+    def submit(self, fn, /, *args, **kwargs):
+        # Ours raises here what cannot be sent; CPython's future does.
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except pickle.PicklingError as error:
+            failed = Future()
+            failed.set_exception(error)
+            return failed
+
+    @property
+    def _processes(self):
+        return {n: _Workers(self) for n in range(self._n_workers)}
+
+    @property
+    def _executor_manager_thread(self):
+        return _Workers(self)
+
+
+class _Context:
+    """Stands for a context of multiprocessing, and for its manager."""
+
+    Process = None
+
+    def __init__(self):
+        self._gates = []
+
+    def get_start_method(self, allow_none=False):
+        return "spawn"
+
+    def Manager(self):
+        return self
+
+    def Event(self):
+        self._gates.append(Gate())
+        return self._gates[-1]
+
+    def shutdown(self):
+        for gate in self._gates:
+            gate.close()
+        self._gates.clear()
+
+    def join(self):
+        pass
+
+
+# What CPython's pool of processes breaks with, and ours gives to the task alone.
+NOT_BROKEN = {
+    "test_exit_at_task_unpickle": SystemExit,
+    "test_error_at_task_unpickle": pickle.UnpicklingError,
+    "test_error_during_result_unpickle_in_result_handler": pickle.UnpicklingError,
+    "test_exit_during_result_unpickle_in_result_handler": SystemExit,
+}
+
+
+class LikeProcessesMixin(InterpreterPoolMixin):
+    executor_type = LikeProcesses
+
+    def setUp(self):
+        name = self._testMethodName
+        broken = NOT_BROKEN.get(name, subinterp.BrokenInterpreterPool)
+        # Interpreters have one process id: their own number stands for it.
+        fake_os = types.SimpleNamespace(getpid=interpreter_id, _exit=os._exit)
+        for patch in (
+            mock.patch.object(cpython_deadlock, "BrokenProcessPool", broken),
+            mock.patch.object(cpython_process_pool, "BrokenProcessPool", broken),
+            mock.patch.object(cpython_process_pool, "os", fake_os),
+        ):
+            patch.start()
+            self.addCleanup(patch.stop)
+        self._context = _Context()
+        super().setUp()
+
+    def get_context(self):
+        return self._context
+
+
+def _taken(theirs, without=object):
+    """What a test class of CPython has of its own, without the tests that are listed above."""
+    return {
+        name: getattr(theirs, name)
+        for name in dir(theirs)
+        if not name.startswith("__")
+        and not hasattr(without, name)
+        and f"{theirs.__name__}.{name}" not in NOT_APPLICABLE
+    }
+
+
+ProcessPoolTests = type(
+    "ProcessPoolTests",
+    (LikeProcessesMixin, cpython_util.BaseTestCase),
+    _taken(cpython_process_pool.ProcessPoolExecutorTest, cpython_executor.ExecutorTest),
+)
+
+DeadlockTests = type(
+    "DeadlockTests",
+    (LikeProcessesMixin, cpython_util.BaseTestCase),
+    _taken(cpython_deadlock.ExecutorDeadlockTest),
+)
+
+
+@pytest.mark.parametrize(
+    ("ours", "taken"),
+    [
+        (ProcessPoolTests, {"test_max_tasks_per_child", "test_max_tasks_early_shutdown"}),
+        (DeadlockTests, {"test_error_at_task_pickle", *NOT_BROKEN}),
+    ],
+)
+def test_what_is_taken_of_the_tests_of_processes(ours, taken):
+    assert taken <= set(_tests_of(ours))
 
 
 OURS = [

@@ -104,6 +104,10 @@ typedef struct si_task {
 si_task *si_task_new(void);
 void si_task_free(si_task *t);
 
+static inline void si_task_retain(si_task *t)
+{
+    atomic_fetch_add_explicit(&t->refs, 1, memory_order_relaxed);
+}
 static inline void si_task_release(si_task *t)
 {
     /* Most tasks are released by their last holder, who needs no atomic add. */
