@@ -1,6 +1,7 @@
 """What runs inside the workers: importable, and quick to import."""
 
 import functools
+import os
 import time
 from _thread import get_native_id
 
@@ -47,6 +48,22 @@ def busy(seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
+
+
+def read_slowly(seconds):
+    """Block in `os.read`, until a timer of the system expires.
+
+    Parameters
+    ----------
+    seconds : float
+        How long.
+    """
+    timer = os.timerfd_create(time.CLOCK_MONOTONIC)
+    try:
+        os.timerfd_settime(timer, initial=seconds)
+        os.read(timer, 8)
+    finally:
+        os.close(timer)
 
 
 def first_and_last(buffer):

@@ -1731,12 +1731,16 @@ cdef class PoolCore:
         cdef si_pool *pool
         if self.pool != NULL:
             raise RuntimeError("the pool was initialised already")
+        cdef int threads = boot["threads"]
         encoded = name.encode("utf-8", "replace")
         encoded_key = key.encode("utf-8", "backslashreplace")
-        pool = si_pool_new((<Context>_context).cx, max_workers, max_tasks, encoded, encoded_key)
+        pool = si_pool_new((<Context>_context).cx, max_workers * threads, threads, max_tasks,
+                           encoded, encoded_key)
         if pool == NULL:
             raise MemoryError
         try:
+            pool.allow_threads = boot["allow_threads"]
+            pool.allow_daemon_threads = boot["allow_daemon_threads"]
             pool.forward_output = boot["streams"]["forwards"]
             _encode_value((<Context>_context).cx, &pool.boot, boot, "call")
             if initializer is not None:
@@ -2100,7 +2104,7 @@ cdef class PoolCore:
     def _resize(self, int max_workers):
         cdef si_ret st
         self._need_pool()
-        st = si_pool_resize(self.pool, max_workers)
+        st = si_pool_resize(self.pool, max_workers * self.pool.per_home)
         if st != SI_OK:
             if st == SI_SHUTDOWN:
                 raise RuntimeError("cannot resize a pool after shutdown")
@@ -2262,7 +2266,11 @@ cdef class PoolCore:
 
     @property
     def _max_workers(self):
-        return self.pool.max_workers if self.pool != NULL else 0
+        return self.pool.max_workers // self.pool.per_home if self.pool != NULL else 0
+
+    @property
+    def _threads(self):
+        return self.pool.per_home if self.pool != NULL else 1
 
     @property
     def _n_workers(self):

@@ -53,7 +53,7 @@ class Sender(logging.Handler):
     """
 
     def __init__(
-        self, worker: str, interpreter: int, emit: Callable[[int, bytes, bool], int]
+        self, worker: Callable[[], str], interpreter: int, emit: Callable[[int, bytes, bool], int]
     ) -> None:
         super().__init__()
         self.worker = worker
@@ -80,7 +80,7 @@ class Sender(logging.Handler):
         if record.exc_info and not record.exc_text:
             exc_info: Any = record.exc_info
             values["exc_text"] = logging.Formatter().formatException(exc_info)
-        values["worker"] = self.worker
+        values["worker"] = self.worker()
         values["interpreter"] = self.interpreter
         return values
 
@@ -93,7 +93,10 @@ _capturing = False
 
 
 def begin(
-    levels: dict[str, Any], worker: str, interpreter: int, emit: Callable[[int, bytes, bool], int]
+    levels: dict[str, Any],
+    worker: Callable[[], str],
+    interpreter: int,
+    emit: Callable[[int, bytes, bool], int],
 ) -> None:
     """Send records from now on, at the levels of the creator."""
     global _sender, _disable_before, _capturing

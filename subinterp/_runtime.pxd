@@ -223,6 +223,9 @@ cdef extern from "si_pool.h" nogil:
         char *name
         uint32_t generation
         int max_workers
+        int per_home
+        bint allow_threads
+        bint allow_daemon_threads
         int n_workers
         uint32_t n_queued
         si_msg boot
@@ -240,8 +243,8 @@ cdef extern from "si_pool.h" nogil:
         int stream
         size_t n
         char *data
-    si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name,
-                         const char *key)
+    si_pool *si_pool_new(si_context *creator, int max_workers, int per_home, int64_t max_tasks,
+                         const char *name, const char *key)
     void si_pool_retain(si_pool *p)
     void si_pool_release(si_pool *p)
     si_pool *si_pool_find(uint64_t id)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # The parts of a worker that need more than its thread: set by `boot`, for each pool.
 _emit: "Callable[[int, Any, bool], int]"
 _log_levels: "dict[str, Any] | None" = None  # `logging_to_main`: what `_logs.begin` needs
-_index = 0
+_index = 0  # of the worker that set the interpreter up
+_indices: "dict[int, int]" = {}  # of each worker in it, by thread
 _pool_name = ""
 _thread_id = 0
 _extensions_hint = ""
@@ -147,8 +148,9 @@ def _adopt_thread(threading: "Any") -> None:
     """Make the worker's thread the main thread of its interpreter."""
     if threading.get_ident() != _thread_id:
         return  # a thread that a task started without `threading` came first
-    if getattr(threading._main_thread, "_subinterp", False):
-        threading._main_thread._name = worker_name()
+    main = threading._main_thread
+    if getattr(main, "_subinterp", False) and main.ident == _thread_id:
+        main._name = worker_name()
         return  # an earlier pool's worker did
     for ident, thread in list(threading._active.items()):
         if thread is threading._main_thread or ident == _thread_id:
@@ -172,6 +174,7 @@ def boot(
     exec_core: "Callable[[ModuleType], None]",
     emit: "Callable[[int, Any, bool], int]",
     report: "Callable[[Any], None]",
+    shield: "Callable[[bool], None]",
 ) -> None:
     """Set the interpreter, new or renewed, up as its pool's options say."""
     global _index, _pool_name, _thread_id, _dirty, _pristine, _installed
@@ -180,6 +183,8 @@ def boot(
         _pristine = _Pristine()
     _installed = tuple(payload["installed"])
     _index = index
+    _indices.clear()
+    _indices[_thread.get_ident()] = index
     _pool_name = payload["name"]
     _extensions_hint = payload["extensions_hint"]
     _thread_id = _thread.get_ident()
@@ -193,6 +198,8 @@ def boot(
     ]
     if "threading" in sys.modules:
         _adopt_thread(sys.modules["threading"])
+    elif payload["threads"] > 1:
+        import threading  # noqa: F401  # here: by another worker, it would know that one only
     if payload["filters"] is not None:
         _set_filters(payload["filters"])
     if payload["switch_interval"] is not None:
@@ -202,11 +209,87 @@ def boot(
     _emit = emit
     _open_streams(payload["streams"])
     sys.unraisablehook = report
+    _guard_imports(shield)
     _log_levels = payload["logging"]
     if _log_levels is not None and ("logging" in sys.modules or _log_levels["warnings"]):
         import logging
 
         _send_records(logging)
+
+
+def enter(index: int) -> None:
+    """Be one more worker's thread in this interpreter."""
+    import threading
+
+    _indices[_thread.get_ident()] = index
+    thread: Any = threading.current_thread()
+    thread._name = worker_name()
+    thread._daemonic = False  # what it starts is not, either
+
+
+def leave_to_others() -> None:
+    """Take this worker's thread out of the interpreter, which others work in."""
+    me = _thread.get_ident()
+    _indices.pop(me, None)
+    sys.modules["threading"]._active.pop(me, None)
+
+
+# ---- imports -----------------------------------------------------------------------
+# The locks of modules are Python code of the import system. An interruption must not
+# end it half-way: others that import the module would wait for ever.
+
+
+def _guard_imports(shield: "Callable[[bool], None]") -> None:
+    importlib: Any = sys.modules["_frozen_importlib"]
+    if hasattr(importlib._ModuleLockManager, "_subinterp"):
+        return
+
+    class ModuleLockManager(importlib._ModuleLockManager):  # type: ignore[misc]
+        _subinterp = True
+
+        def __enter__(self) -> None:
+            shield(True)
+            try:
+                super().__enter__()
+            finally:
+                shield(False)
+
+        def __exit__(self, *args: object) -> None:
+            shield(True)
+            try:
+                super().__exit__(*args)
+                self._lock = None  # what is called when the last one lets it go belongs to it
+            finally:
+                shield(False)
+
+    wait = importlib._lock_unlock_module
+
+    def lock_unlock_module(name: str) -> None:
+        shield(True)
+        try:
+            wait(name)
+        finally:
+            shield(False)
+
+    importlib._ModuleLockManager = ModuleLockManager
+    importlib._lock_unlock_module = lock_unlock_module
+
+
+def let_imports_go() -> None:
+    """Release the locks that an interrupted task still holds: it imports nothing any more."""
+    import _imp
+
+    try:
+        while _imp.lock_held():
+            _imp.release_lock()
+    except RuntimeError:
+        pass  # it is another thread's
+    importlib: Any = sys.modules["_frozen_importlib"]
+    me = _thread.get_ident()
+    for ref in list(importlib._module_locks.values()):
+        lock = ref()
+        while lock is not None and lock.owner == me:
+            lock.release()
 
 
 def _pattern(text: "str | None", flags: "int | None") -> "Any":
@@ -362,6 +445,8 @@ class _Text(io.TextIOWrapper):
             others.discard(_thread.get_ident())
             for thread in [t for t in self._begun if t not in others]:
                 super().write(self._begun.pop(thread, ""))
+            if self._begun:
+                _dirty[0] = 1  # of other workers here, who flush it with their tasks' ends
         super().flush()
 
 
@@ -402,7 +487,7 @@ def _send_records(logging: "Any") -> None:
     from subinterp import _logs
 
     if _log_levels is not None:
-        _logs.begin(_log_levels, worker_name(), interpreter_id(), _emit)
+        _logs.begin(_log_levels, worker_name, interpreter_id(), _emit)
 
 
 # ---- functions by name --------------------------------------------------------
@@ -421,7 +506,8 @@ def resolve(module: str, qualname: str) -> "Any":
 
 
 def worker_name() -> str:
-    return f"{_pool_name or 'subinterp'}-{_index}"
+    index = _indices.get(_thread.get_ident(), _index)
+    return f"{_pool_name or 'subinterp'}-{index}"
 
 
 def _note_import_error(exc: BaseException) -> None:

@@ -155,8 +155,8 @@ class PoolStats:
     ----------
     workers : tuple of WorkerStats
         Those there are now, oldest first.
-    max_workers : int
-        How many there may be.
+    max_workers, threads_per_interpreter : int
+        How many interpreters there may be, and workers in each.
     queue_length : int
         Tasks that no worker has taken; a chunk of a map is one, and one that
         was cancelled is counted until a worker comes across it.
@@ -169,6 +169,7 @@ class PoolStats:
 
     workers: tuple[WorkerStats, ...]
     max_workers: int
+    threads_per_interpreter: int
     queue_length: int
     tasks_done: int
     tasks_failed: int
@@ -221,6 +222,7 @@ def stats(pool: InterpreterPool) -> PoolStats:
     return PoolStats(
         workers=tuple(workers),
         max_workers=pool._max_workers,
+        threads_per_interpreter=pool._threads,
         queue_length=queue_length,
         **_measures(total),
     )

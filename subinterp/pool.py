@@ -208,9 +208,10 @@ def _installed_folders() -> list[str]:
 def _creation_key(options: dict[str, Any]) -> str:
     """Tell interpreters apart that were created with different options."""
     extensions = options["extensions"]
+    key = f"{options['allow_threads']:d}{options['allow_daemon_threads']:d} "
     if extensions is None:
-        return "strict"
-    return f"{extensions['default']} {sorted(extensions['modules'].items())}"
+        return key + "strict"
+    return key + f"{extensions['default']} {sorted(extensions['modules'].items())}"
 
 
 def _log_levels() -> dict[str, Any]:
@@ -219,7 +220,14 @@ def _log_levels() -> dict[str, Any]:
     return _logs.levels()
 
 
-def _boot_options(name: str, extensions: Extensions, logging_to_main: bool) -> dict[str, Any]:
+def _boot_options(
+    name: str,
+    extensions: Extensions,
+    logging_to_main: bool,
+    threads: int,
+    allow_threads: bool,
+    allow_daemon_threads: bool,
+) -> dict[str, Any]:
     stdout, stderr = _stream_options("stdout"), _stream_options("stderr")
     options, hint = extension_options(extensions)
     return {
@@ -231,6 +239,9 @@ def _boot_options(name: str, extensions: Extensions, logging_to_main: bool) -> d
         "core": _core.__file__,
         "installed": _installed_folders(),
         "name": name,
+        "threads": threads,
+        "allow_threads": allow_threads,
+        "allow_daemon_threads": allow_daemon_threads,
         "path": [p if isinstance(p, str) else os.fspath(p) for p in sys.path],
         "argv": [str(a) for a in getattr(sys, "argv", [""])],
         "filters": _warning_filters(),
@@ -256,15 +267,26 @@ class InterpreterPool(_core.PoolCore, Executor):
     Parameters
     ----------
     max_workers : int, optional
-        Workers at most; they are started as work comes. None: as many as this
-        process may use processors (affinity and cgroup quota).
+        Interpreters at most, with a worker each (but see `threads_per_interpreter`);
+        they are started as work comes. None: as many as this process may use
+        processors (affinity and cgroup quota).
     thread_name_prefix : str
         Name of the workers' threads, followed by their number.
     initializer : callable, optional
-        Called as ``initializer(*initargs)`` in each worker before its first
+        Called as ``initializer(*initargs)`` in each interpreter before its first
         task. If it raises, the pool is broken.
     initargs : tuple
         Arguments of `initializer`.
+    threads_per_interpreter : int
+        Workers, each a native thread, in one interpreter. They share its lock, its
+        modules and what those keep, as threads of one program do: calls that release
+        the lock (reading, sockets, sleeping, compressing) run at the same time, Python
+        code runs in one of them at a time. A pool of as many interpreters as there are
+        processors, with several threads each, serves work that waits and work that
+        computes. Tasks go to the interpreter that has the fewest.
+    allow_threads, allow_daemon_threads : bool
+        Whether tasks may start threads of their own, and daemon threads. If not,
+        ``Thread.start`` raises RuntimeError in a task.
     max_tasks_per_child : int, optional
         Tasks after which a worker's interpreter is replaced by a fresh one,
         never by a parked one (see `set_parked_limit`). None: never.
@@ -287,7 +309,8 @@ class InterpreterPool(_core.PoolCore, Executor):
         `TaskAbandoned`.
     max_abandoned : int, optional
         Abandoned workers whose tasks still run, at most; one more breaks the pool.
-        None: as many as `max_workers`, and at least 4.
+        None: as many as `max_workers`, and at least 4. With several workers in an
+        interpreter, the others in it finish their tasks, and go on in a fresh one.
 
     Raises
     ------
@@ -325,6 +348,9 @@ class InterpreterPool(_core.PoolCore, Executor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = None,
+        threads_per_interpreter: int = 1,
+        allow_threads: bool = True,
+        allow_daemon_threads: bool = True,
         extensions: Extensions = "auto",
         logging_to_main: bool = False,
         interrupt_grace: float = 3.0,
@@ -333,6 +359,7 @@ class InterpreterPool(_core.PoolCore, Executor):
         if max_workers is None:
             max_workers = usable_cpus()
         _check_max_workers(max_workers)
+        _check_threads(threads_per_interpreter, max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if max_tasks_per_child is not None:
@@ -349,7 +376,14 @@ class InterpreterPool(_core.PoolCore, Executor):
         elif not 0 <= max_abandoned <= 1_000_000:
             raise ValueError("max_abandoned must be between 0 and 1000000")
         name = thread_name_prefix or f"interp{next(_pool_numbers)}"
-        options = _boot_options(name, extensions, bool(logging_to_main))
+        options = _boot_options(
+            name,
+            extensions,
+            bool(logging_to_main),
+            threads_per_interpreter,
+            bool(allow_threads),
+            bool(allow_daemon_threads),
+        )
         _prepare_interpreter()
         self._open(
             max_workers,
@@ -791,13 +825,14 @@ class InterpreterPool(_core.PoolCore, Executor):
             self._join()
 
     def resize(self, max_workers: int) -> None:
-        """Change how many workers the pool has, at most.
+        """Change how many interpreters the pool has, at most.
 
         Parameters
         ----------
         max_workers : int
             As in the constructor. Further workers are started as work comes; those
-            above it end when their task is done, idle ones at once.
+            above it end when their task is done, idle ones at once. The number of
+            workers in each interpreter does not change.
 
         Raises
         ------
@@ -816,6 +851,7 @@ class InterpreterPool(_core.PoolCore, Executor):
         pool, since it may have to run them.
         """
         _check_max_workers(max_workers)
+        _check_threads(self._threads, max_workers)
         self._resize(max_workers)
 
     def terminate_workers(self) -> None:
@@ -842,7 +878,7 @@ class InterpreterPool(_core.PoolCore, Executor):
 
     def __repr__(self) -> str:
         state = "broken" if self._broken else "shut down" if self._is_closing else "open"
-        workers = f"{self._n_workers} of {self._max_workers} workers"
+        workers = f"{self._n_workers} of {self._max_workers * self._threads} workers"
         return f"<InterpreterPool {self._id}: {workers}, {state}>"
 
 
@@ -859,6 +895,18 @@ def _check_max_workers(value: int) -> None:
         raise ValueError("max_workers must be greater than 0")
     if value > 4096:
         raise ValueError("max_workers must be at most 4096")
+
+
+def _check_threads(value: int, max_workers: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"threads_per_interpreter must be an integer, not {type(value).__name__}")
+    if value <= 0:
+        raise ValueError("threads_per_interpreter must be greater than 0")
+    if value * max_workers > 4096:
+        raise ValueError(
+            f"max_workers * threads_per_interpreter must be at most 4096, "
+            f"not {max_workers} * {value}"
+        )
 
 
 _warned_of_leaks = False

@@ -90,6 +90,12 @@ static inline uintptr_t si_blocked_place(void *context)
     return (uintptr_t)registers[REG_RIP] * 31 + (uintptr_t)registers[REG_RSP];
 }
 
+/* The call's first argument: for a futex, its address. */
+static inline uintptr_t si_blocked_on(void *context)
+{
+    return (uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RDI];
+}
+
 static inline void si_free_blocked_call(void *context)
 {
     ((ucontext_t *)context)->uc_mcontext.gregs[REG_RAX] = -ETIMEDOUT;
@@ -101,6 +107,12 @@ static inline bool si_can_free_blocked_calls(void)
 }
 
 static inline uintptr_t si_blocked_place(void *context)
+{
+    (void)context;
+    return 0;
+}
+
+static inline uintptr_t si_blocked_on(void *context)
 {
     (void)context;
     return 0;

@@ -17,7 +17,7 @@ static const char CAPSULE[] = "subinterp._core.context";
 /* Set once by si_runtime_init, constant afterwards. */
 static struct {
     bool known;
-    size_t head, next, id;
+    size_t head, next, id, interpreter_size;
 } layout;
 
 #define AT(type, base, offset) (*(type *)((char *)(base) + (offset)))
@@ -39,6 +39,7 @@ static void find_layout(void)
     layout.head = head;
     layout.next = d->interpreter_state.next;
     layout.id = d->interpreter_state.id;
+    layout.interpreter_size = d->interpreter_state.size;
     layout.known = true;
 }
 
@@ -50,6 +51,11 @@ static PyMutex *list_mutex(void)
 bool si_runtime_known(void)
 {
     return layout.known;
+}
+
+bool si_runtime_is_inside(PyInterpreterState *interp, uintptr_t address)
+{
+    return !layout.known || address - (uintptr_t)interp < layout.interpreter_size;
 }
 
 size_t si_runtime_list(int64_t *ids, size_t max)

@@ -44,7 +44,8 @@ typedef struct si_context {
     /* The interpreter's own objects: touched under its lock only. */
     PyObject *worker_module;        /* subinterp._worker, in workers */
     bool core_loaded;               /* the extension's module exists here */
-    PyObject *variables;            /* the contextvars.Context that its pool's tasks run in, in workers */
+    unsigned char dirty;            /* a stream holds text; written by Python through a memoryview */
+    bool jailed;                    /* exit has seen to it; guarded by workers_mu */
     uint32_t n_copies;              /* private copies of extension modules and libraries: their
                                        memory never comes back */
     struct si_loader *loader;       /* of extension modules, in workers that have one; owned */
@@ -72,6 +73,9 @@ void si_ledger_remove(si_context *cx, si_handle *h);
  * The mutex that guards the list is taken only by a thread that holds no
  * interpreter's lock: its holder may be waiting for one. */
 bool si_runtime_known(void);        /* the layout was recognised */
+/* The address is in the interpreter's own struct, where its lock is; or that is not
+ * known. From a signal's handler, too. */
+bool si_runtime_is_inside(PyInterpreterState *interp, uintptr_t address);
 size_t si_runtime_list(int64_t *ids, size_t max);
 /* Take interpreters out of the list, so that finalization does not see them. */
 void si_runtime_unlink(PyInterpreterState *interp);

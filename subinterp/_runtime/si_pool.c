@@ -13,8 +13,8 @@ static si_mutex pools_mu;
 static si_pool *pools;
 static uint64_t next_pool_id = 1;
 
-si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name,
-                     const char *key)
+si_pool *si_pool_new(si_context *creator, int max_workers, int per_home, int64_t max_tasks,
+                     const char *name, const char *key)
 {
     si_pool *p = NULL;
     if (posix_memalign((void **)&p, 64, sizeof *p) != 0)
@@ -31,6 +31,8 @@ si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, co
     atomic_init(&p->max_workers, max_workers);
     atomic_init(&p->terminated, -1);
     p->max_tasks = max_tasks;
+    p->per_home = per_home;
+    p->allow_threads = p->allow_daemon_threads = true;
     p->stack_size = 16u << 20;
     p->grace = 3000000000LL;
     p->max_left = max_workers > 4 ? max_workers : 4;
@@ -173,6 +175,180 @@ static void set_head(si_pool *p, si_node *head)
     atomic_store_explicit(&p->hint, head, memory_order_release);
 }
 
+/* ---- homes ----------------------------------------------------------------- */
+
+static void note_busy_locked(si_worker *w, bool busy)
+{
+    if (w->busy != busy) {
+        w->busy = busy;
+        w->home->n_busy += busy ? 1 : -1;
+    }
+}
+
+static int homes_wanted(si_pool *p)
+{
+    return p->max_workers / p->per_home;
+}
+
+/* Nobody comes in any more, and those in it leave. */
+static void close_home_locked(si_pool *p, si_home *h)
+{
+    if (!h->open)
+        return;
+    h->open = false;
+    for (si_home **q = &p->homes; *q; q = &(*q)->next) {
+        if (*q == h) {
+            *q = h->next;
+            break;
+        }
+    }
+    p->n_homes--;
+    for (si_worker *w = p->idle; w; w = w->idle_next) {
+        if (w->home == h) {
+            atomic_store_explicit(&w->wake, 1, memory_order_release);
+            si_futex_wake(&w->wake, 1);
+        }
+    }
+}
+
+/* New interpreters first, as many as the pool is to have; then the emptiest. */
+static bool enter_home_locked(si_pool *p, si_worker *w)
+{
+    si_home *best = NULL;
+    for (si_home *h = p->homes; h && p->n_homes >= homes_wanted(p); h = h->next)
+        if (h->n_workers < p->per_home && (!best || h->n_workers < best->n_workers))
+            best = h;
+    w->founder = !best;
+    if (!best) {
+        best = calloc(1, sizeof *best);
+        if (!best)
+            return false;
+        atomic_init(&best->refs, 0);
+        best->open = true;
+        best->next = p->homes;
+        p->homes = best;
+        p->n_homes++;
+    }
+    best->n_workers++;
+    atomic_fetch_add_explicit(&best->refs, 1, memory_order_relaxed);
+    if (w->home)
+        si_home_release(w->home);
+    w->home = best;
+    w->at_home = true;
+    return true;
+}
+
+bool si_home_enter(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    bool entered = enter_home_locked(p, w);
+    si_unlock(&p->mu);
+    return entered;
+}
+
+void si_home_publish(si_home *h, uint32_t ready)
+{
+    atomic_store_explicit(&h->ready, ready, memory_order_release);
+    si_futex_wake(&h->ready, INT32_MAX);
+}
+
+uint32_t si_home_wait(si_home *h)
+{
+    uint32_t ready;
+    while ((ready = atomic_load_explicit(&h->ready, memory_order_acquire)) == SI_HOME_MAKING)
+        (void)si_futex_wait(&h->ready, SI_HOME_MAKING, SI_FOREVER);
+    return ready;
+}
+
+/* What the worker's interpreter holds, if nobody in it is expected to give it
+ * up any more: a reference, for `give_up`. */
+static si_context *forsake_locked(si_worker *w)
+{
+    si_home *h = w->home;
+    if (w->at_home && !w->forsaken) {
+        w->forsaken = true;
+        h->n_left++;
+    }
+    if (h->n_left < h->n_workers || !w->cx)
+        return NULL;
+    si_context_retain(w->cx);
+    return w->cx;
+}
+
+/* Without any of our locks. */
+static void give_up(si_context *cx)
+{
+    if (cx) {
+        si_context_end(cx);
+        si_context_release(cx);
+    }
+}
+
+bool si_home_settle(si_pool *p, si_worker *w)
+{
+    uint32_t s = SI_W_STARTING;
+    si_context *cx = NULL;
+    si_lock(&p->mu);
+    bool open = w->home->open;
+    if (!open)
+        cx = forsake_locked(w);
+    (void)atomic_compare_exchange_strong(&w->state, &s, open ? SI_W_IDLE : SI_W_ABANDONED);
+    si_unlock(&p->mu);
+    give_up(cx);
+    if (!open)
+        si_pool_worker_gone(p, w);
+    return open;
+}
+
+bool si_home_leave(si_pool *p, si_worker *w, bool lingers)
+{
+    si_context *cx = NULL;
+    si_lock(&p->mu);
+    si_home *h = w->home;
+    note_busy_locked(w, false);
+    w->at_home = false;
+    bool last = --h->n_workers == 0;
+    if (w->forsaken) {
+        w->forsaken = false;
+        h->n_left--;
+    }
+    if (last)
+        close_home_locked(p, h);
+    else {
+        if (lingers)
+            atomic_fetch_add(&h->n_going, 1);
+        /* The others do not come back. */
+        if (w->cx && h->n_left == h->n_workers) {
+            cx = w->cx;
+            si_context_retain(cx);
+        }
+    }
+    si_unlock(&p->mu);
+    give_up(cx);
+    return last;
+}
+
+void si_home_gone(si_home *h)
+{
+    if (atomic_fetch_sub(&h->n_going, 1) == 1)
+        si_futex_wake(&h->n_going, 1);
+}
+
+bool si_home_wait_alone(si_home *h, int64_t deadline)
+{
+    uint32_t n;
+    while ((n = atomic_load(&h->n_going)) != 0)
+        if (si_futex_wait(&h->n_going, n, deadline) == SI_TIMEOUT)
+            return atomic_load(&h->n_going) == 0;
+    return true;
+}
+
+void si_home_release(si_home *h)
+{
+    if (atomic_fetch_sub_explicit(&h->refs, 1, memory_order_acq_rel) == 1)
+        free(h);
+}
+
 /* A worker struct that is counted from now on; its thread is started after
  * the lock is released. */
 static si_worker *add_worker(si_pool *p)
@@ -181,7 +357,8 @@ static si_worker *add_worker(si_pool *p)
     if (!w)
         return NULL;
     w->meter = si_meter_new();
-    if (!w->meter) {
+    if (!w->meter || !enter_home_locked(p, w)) {
+        free(w->meter);
         free(w);
         return NULL;
     }
@@ -199,19 +376,63 @@ static si_worker *add_worker(si_pool *p)
     return w;
 }
 
+static void unidle(si_pool *p, si_worker *w)
+{
+    for (si_worker **q = &p->idle; *q; q = &(*q)->idle_next) {
+        if (*q == w) {
+            *q = w->idle_next;
+            break;
+        }
+    }
+    w->idle = false;
+}
+
+/* The last that went to sleep; of several to an interpreter, one in the least
+ * busy interpreter. */
+static si_worker *best_idle_locked(si_pool *p)
+{
+    si_worker *best = p->idle;
+    if (p->per_home == 1 || !best)
+        return best;
+    best = NULL;
+    for (si_worker *w = p->idle; w && !(best && best->home->n_busy == 0); w = w->idle_next)
+        if (w->home->open && (!best || w->home->n_busy < best->home->n_busy))
+            best = w;
+    return best;
+}
+
+/* It was woken, and is here; or will not come. */
+static void note_looks_locked(si_pool *p, si_worker *w)
+{
+    if (w->woken) {
+        w->woken = false;
+        p->n_woken--;
+    }
+}
+
 /* Somebody should look at the queue: decide who. Lock held. */
 static void choose(si_pool *p, after_unlock *a)
 {
     if (!p->head || atomic_load(&p->spinning))
         return;
-    if (p->idle) {
-        si_worker *w = p->idle;
-        p->idle = w->idle_next;
-        w->idle = false;
+    /* Whoever was woken comes. One more might be quicker, in a busy interpreter. */
+    if (p->per_home > 1 && p->n_queued <= (uint32_t)p->n_woken)
+        return;
+    bool may_start = p->n_alive - p->n_leaving < p->max_workers
+                     && p->n_queued > (uint32_t)p->n_starting && !p->broken;
+    si_worker *w = best_idle_locked(p);
+    /* Another interpreter, rather than to share the lock of a busy one. */
+    if (w && w->home->n_busy > 0 && may_start && p->n_homes < homes_wanted(p))
+        w = NULL;
+    if (w) {
+        unidle(p, w);
+        note_busy_locked(w, true);
+        w->woken = true;
+        p->n_woken++;
         atomic_fetch_add_explicit(&w->refs, 1, memory_order_relaxed);
         a->wake = w;
     }
-    else if (p->n_alive - p->n_leaving < p->max_workers && p->n_queued > (uint32_t)p->n_starting && !p->broken)
+    else if (may_start)
         a->start = add_worker(p);
 }
 
@@ -231,6 +452,9 @@ static void carry_out(si_pool *p, after_unlock *a)
         si_unlock(&p->mu);
         /* No replacement: that would fail as well, and be tried for ever. */
         worker_gone(p, a->start, false);
+        if (a->start->founder)
+            si_home_publish(a->start->home, SI_HOME_FAILED);
+        (void)si_home_leave(p, a->start, false);
         si_worker_release(a->start);
         if (none && st == SI_SHUTDOWN) {
             (void)si_pool_tell_broken(p);   /* nothing went wrong: who submitted is told */
@@ -306,10 +530,18 @@ static bool has_surplus(si_pool *p)
     return n > p->max_workers && n - 1 >= p->n_blocked + (p->n_blocked > 0);
 }
 
+/* More interpreters than there shall be: whole ones go, not a thread of each. Not
+ * if their workers would have to make new ones. */
+static bool has_surplus_homes(si_pool *p)
+{
+    return p->per_home > 1 && p->n_homes > homes_wanted(p)
+           && (p->n_alive - p->n_leaving <= p->max_workers || has_surplus(p));
+}
+
 /* Have those that sleep look whether they are to end. */
 static void wake_surplus_locked(si_pool *p)
 {
-    if (!has_surplus(p))
+    if (!has_surplus(p) && !has_surplus_homes(p))
         return;
     for (si_worker *w = p->idle; w; w = w->idle_next) {
         atomic_store_explicit(&w->wake, 1, memory_order_release);
@@ -320,22 +552,13 @@ static void wake_surplus_locked(si_pool *p)
 /* The pool was made smaller, and this worker is the one to go. */
 static bool leaves_locked(si_pool *p, si_worker *w)
 {
-    if (!has_surplus(p) || w->inbox_head)
+    if (w->counted && w->home->open && has_surplus_homes(p))
+        close_home_locked(p, w->home);
+    if (!w->counted || !has_surplus(p) || w->inbox_head || (p->per_home > 1 && w->home->open))
         return false;
     w->leaving = true;
     p->n_leaving++;
     return true;
-}
-
-static void unidle(si_pool *p, si_worker *w)
-{
-    for (si_worker **q = &p->idle; *q; q = &(*q)->idle_next) {
-        if (*q == w) {
-            *q = w->idle_next;
-            break;
-        }
-    }
-    w->idle = false;
 }
 
 si_ret si_pool_broadcast(si_pool *p, si_task **tasks, int room, int *n)
@@ -420,6 +643,8 @@ static si_task *take_locked(si_pool *p, si_worker *w, after_unlock *a)
         if (w->trace)
             si_trace_retain(w->trace);
     }
+    if (!w->home->open)
+        return NULL;
     if (w->inbox_head) {
         node = w->inbox_head;
         w->inbox_head = node->next;
@@ -433,7 +658,28 @@ static si_task *take_locked(si_pool *p, si_worker *w, after_unlock *a)
     }
     else
         return NULL;
-    return (si_task *)node;
+    si_task *t = (si_task *)node;
+    w->taken = t;
+    note_busy_locked(w, true);
+    if (p->max_tasks && !SI_IS_FINAL(si_task_word(t)) && ++w->home->n_taken >= p->max_tasks)
+        close_home_locked(p, w->home);
+    return t;
+}
+
+/* The task at the head is better done in another interpreter, which nobody uses:
+ * whoever calls this has `choose` wake a worker there. */
+static bool defers_locked(si_pool *p, si_worker *w)
+{
+    if (p->per_home == 1 || !p->head || w->inbox_head || w->home->n_busy == w->busy)
+        return false;
+    si_worker *other = best_idle_locked(p);
+    return other && other != w && other->home->n_busy == 0;
+}
+
+/* The worker is to stop looking for tasks, having found none. */
+static bool ends_locked(si_pool *p, si_worker *w)
+{
+    return p->closing || p->broken || !w->home->open;
 }
 
 /* `now`: read a moment ago. */
@@ -464,11 +710,13 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
 {
     after_unlock a = {0};
     si_lock(&p->mu);
-    bool leaves = leaves_locked(p, w);
-    si_task *t = leaves ? NULL : take_locked(p, w, &a);
-    bool end = !t && (leaves || p->closing || p->broken);
-    if (t || leaves)
+    bool leaves = leaves_locked(p, w), defers = defers_locked(p, w);
+    si_task *t = leaves || defers ? NULL : take_locked(p, w, &a);
+    bool end = !t && (leaves || ends_locked(p, w));
+    if (t || end || defers)
         choose(p, &a);
+    if (!t)
+        note_busy_locked(w, false);
     si_unlock(&p->mu);
     carry_out(p, &a);
     if (t || end)
@@ -485,22 +733,26 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
             spin_for_work(p, w, si_meter_mark(w->meter));
         a = (after_unlock){0};
         si_lock(&p->mu);
+        note_looks_locked(p, w);
         leaves = leaves_locked(p, w);
-        t = leaves ? NULL : take_locked(p, w, &a);
-        end = !t && (leaves || p->closing || p->broken);
+        defers = defers_locked(p, w);
+        t = leaves || defers ? NULL : take_locked(p, w, &a);
+        end = !t && (leaves || ends_locked(p, w));
         if (!t && !end) {
             if (!w->idle) {
                 w->idle = true;
                 w->idle_next = p->idle;
                 p->idle = w;
             }
+            note_busy_locked(w, false);
             atomic_store_explicit(&w->wake, 0, memory_order_relaxed);
+            if (defers)
+                choose(p, &a);
         }
         else {
             if (w->idle)
                 unidle(p, w);
-            if (t || leaves)
-                choose(p, &a);
+            choose(p, &a);
         }
         si_unlock(&p->mu);
         carry_out(p, &a);
@@ -528,17 +780,58 @@ void si_pool_told(si_pool *p, si_worker *w, int64_t ran)
     }
 }
 
-bool si_pool_is_over(si_pool *p, si_worker *w)
+bool si_pool_moves(si_pool *p, si_worker *w)
 {
     si_lock(&p->mu);
-    bool over = ((p->closing || p->broken) && !p->head && !w->inbox_head) || leaves_locked(p, w);
+    bool over = w->leaving || ((p->closing || p->broken) && !p->head && !w->inbox_head)
+                || leaves_locked(p, w);
+    bool moves = w->counted && !w->home->open && !over;
     si_unlock(&p->mu);
-    return over;
+    return moves;
 }
 
 void si_pool_worker_gone(si_pool *p, si_worker *w)
 {
     worker_gone(p, w, true);
+}
+
+/* A worker that has no task yet, and perhaps waits for the lock of an interpreter
+ * whose other worker was left behind with it, is not waited for. What it has taken
+ * goes back. A reference, or NULL: there is none. */
+static si_worker *forsake_idle_locked(si_pool *p, si_home *h)
+{
+    for (si_worker *w = p->workers; w; w = w->next) {
+        uint32_t idle = SI_W_IDLE;
+        if (w->home != h || !atomic_compare_exchange_strong(&w->state, &idle, SI_W_ABANDONED))
+            continue;
+        if (w->taken) {
+            w->taken->node.next = p->head;
+            if (!p->head)
+                p->tail = &w->taken->node;
+            set_head(p, &w->taken->node);
+            p->n_queued++;
+            w->taken = NULL;
+        }
+        atomic_fetch_add_explicit(&w->refs, 1, memory_order_relaxed);
+        return w;
+    }
+    return NULL;
+}
+
+static void forsake_home(si_pool *p, si_home *h)
+{
+    for (;;) {
+        si_lock(&p->mu);
+        close_home_locked(p, h);
+        si_worker *w = forsake_idle_locked(p, h);
+        si_context *cx = w ? forsake_locked(w) : NULL;
+        si_unlock(&p->mu);
+        give_up(cx);
+        if (!w)
+            break;
+        si_pool_worker_gone(p, w);
+        si_worker_release(w);
+    }
 }
 
 void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls)
@@ -551,16 +844,18 @@ void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls)
         p->gone[SI_N_BUSY] += ran;
         p->gone[SI_N_RUN + si_bucket(ran)]++;
     }
-    si_context *cx = w->cx;
-    if (cx)
-        si_context_retain(cx);
+    si_home *h = p->per_home > 1 && w->at_home ? w->home : NULL;
+    if (h)
+        atomic_fetch_add_explicit(&h->refs, 1, memory_order_relaxed);
+    si_context *cx = forsake_locked(w);
     w->left_behind = true;
     int n = ++p->n_left;
     bool closing = p->closing;
     si_unlock(&p->mu);
-    if (cx) {
-        si_context_end(cx);
-        si_context_release(cx);
+    give_up(cx);
+    if (h) {
+        forsake_home(p, h);
+        si_home_release(h);
     }
     if (n > p->max_left && !closing) {
         char reason[160];
@@ -610,6 +905,7 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace)
         return;
     }
     w->counted = false;
+    note_looks_locked(p, w);
     if (w->idle)
         unidle(p, w);
     /* It was left behind while it waited for this pool. */
@@ -792,17 +1088,12 @@ si_ret si_pool_join(si_pool *p, int64_t deadline)
                 && atomic_compare_exchange_strong(&w->state, &s, SI_W_ABANDONED)) {
                 stuck = w;
                 atomic_fetch_add(&w->refs, 1);
-                cx = w->cx;
-                if (cx)
-                    si_context_retain(cx);
+                cx = forsake_locked(w);
             }
         }
         si_unlock(&p->mu);
         if (stuck) {
-            if (cx) {
-                si_context_end(cx);
-                si_context_release(cx);
-            }
+            give_up(cx);
             si_pool_worker_gone(p, stuck);
             si_worker_release(stuck);
         }

@@ -36,6 +36,35 @@ typedef enum {
 
 #define SI_FUNCTION_CACHE 64
 
+/* Whether a home's interpreter is there. */
+enum { SI_HOME_MAKING = 0, SI_HOME_READY, SI_HOME_FAILED };
+
+/* One interpreter of a pool, and the workers in it: one, or as many as the pool's
+ * `per_home` says. Who comes first, the founder, makes the interpreter; the others
+ * wait for that, and add a thread state each. Who leaves last ends it, or parks
+ * it; until then nobody may, as each worker in it may be about to run code.
+ * A home is closed when its interpreter has had its number of tasks, when it is
+ * one too many, or when a worker in it was left behind, which may hold the
+ * interpreter's lock for good: then those in it leave when their task is done,
+ * and go on elsewhere. */
+typedef struct si_home {
+    _Atomic int refs;           /* workers that are or last were in it */
+    struct si_home *next;       /* the pool's list of open ones; guarded by pool->mu, as what follows */
+    bool open;                  /* more workers may come in, and take tasks; on the list */
+    int n_workers;              /* in it, or on their way into it */
+    int n_left;                 /* of them, those that are not expected to leave */
+    int n_busy;                 /* of them, those that have a task, or were woken for one */
+    int64_t n_taken;            /* tasks; counted if the pool has `max_tasks` */
+
+    si_word ready;              /* SI_HOME_...; written by the founder */
+    si_word n_going;            /* have left, but still have a thread state */
+    PyInterpreterState *interp; /* this and the next: written by the founder before `ready` */
+    si_context *cx;             /* lives as long as somebody is in it */
+
+    /* functions as objects of the interpreter, under its lock */
+    struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
+} si_home;
+
 /* One native thread that lives inside one interpreter, as one pool's worker.
  * Its interpreter may be handed on to another pool: then the thread goes through
  * a struct without a pool (PARKED) to the struct that the other pool made. */
@@ -48,11 +77,20 @@ typedef struct si_worker {
     _Atomic int64_t since;      /* when it reached FINISHING */
     bool counted;               /* in pool->n_alive; guarded by pool->mu */
     int index;                  /* position in the pool; constant */
-    PyInterpreterState *interp; /* set by the thread before it leaves STARTING */
+    _Atomic(PyInterpreterState *) interp; /* set by the thread before it leaves STARTING */
     PyThreadState *ts;          /* the thread's own */
+    PyObject *variables;        /* the contextvars.Context its tasks run in; the thread's own */
+    bool founder;               /* it makes its home's interpreter; set with `home` */
     si_context *cx;             /* one reference; changed under pool->mu by the thread */
 
     /* guarded by pool->mu */
+    si_home *home;              /* NULL: parked */
+    bool at_home;               /* counted in home->n_workers */
+    bool forsaken;              /* ... and in home->n_left */
+    bool busy;                  /* ... and in home->n_busy */
+    bool woken;                 /* by `choose`, and has not looked yet: counted in pool->n_woken */
+    si_task *taken;             /* while IDLE: what it has taken and not begun. Who turns IDLE into
+                                   another state owns it: the worker, or who left it behind */
     si_node *inbox_head, *inbox_tail;   /* tasks for this worker alone */
     struct si_worker *idle_next;
     bool idle;
@@ -78,9 +116,6 @@ typedef struct si_worker {
     bool leaving;               /* in pool->n_leaving: takes no more tasks */
 
     /* the thread's own, under its interpreter's lock */
-    unsigned char dirty;        /* a stream of this interpreter holds text; written by Python through a memoryview */
-    struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
-    int64_t n_done;
     si_trace *trace;            /* the pool's, as it was when the worker last looked; one reference */
     si_trace_segment *segment;  /* that it fills; owned by `trace` */
     si_trace_record *record;    /* of the task that runs; NULL: none */
@@ -103,6 +138,8 @@ struct si_pool {
 
     /* constant once made */
     int64_t max_tasks;          /* per interpreter; 0: no limit */
+    int per_home;               /* workers in one interpreter */
+    bool allow_threads, allow_daemon_threads;   /* what tasks may start */
     size_t stack_size;
     int64_t grace;              /* ns that an interrupted task gets before its worker is left behind */
     int max_left;               /* workers left behind that still run, at most */
@@ -132,6 +169,9 @@ struct si_pool {
     bool broken;
     si_msg reason;              /* of broken: text */
     si_worker *workers;         /* list */
+    si_home *homes;             /* list of open ones */
+    int n_homes;                /* in it */
+    int n_woken;                /* workers on their way to a task */
     si_worker *idle;            /* stack */
     _Atomic bool spinning;      /* a worker looks at the queue: no need to wake one.
                                    Set without the lock, read under it; see next_task */
@@ -159,8 +199,9 @@ typedef struct si_output {
     char data[];
 } si_output;
 
-si_pool *si_pool_new(si_context *creator, int max_workers, int64_t max_tasks, const char *name,
-                     const char *key);
+/* `max_workers` counts threads: `per_home` for each interpreter. */
+si_pool *si_pool_new(si_context *creator, int max_workers, int per_home, int64_t max_tasks,
+                     const char *name, const char *key);
 static inline void si_pool_retain(si_pool *p)
 {
     atomic_fetch_add_explicit(&p->refs, 1, memory_order_relaxed);
@@ -238,8 +279,27 @@ si_worker *si_worker_self(void);
 si_task *si_pool_next(si_pool *p, si_worker *w);
 /* A worker's task took `ran` ns: decides of how many the time they wait is noted. */
 void si_pool_told(si_pool *p, si_worker *w, int64_t ran);
-/* There is and will be nothing to do for this worker: it ends. */
-bool si_pool_is_over(si_pool *p, si_worker *w);
+/* The worker's home is closed, and it is to go on in another one. */
+bool si_pool_moves(si_pool *p, si_worker *w);
+
+/* Have this worker belong to an open home with room, or found one. False: no memory.
+ * It keeps its old one if there is none. */
+bool si_home_enter(si_pool *p, si_worker *w);
+/* For the founder: the interpreter is there (SI_HOME_READY), or will not be. */
+void si_home_publish(si_home *h, uint32_t ready);
+/* For others: wait for that. SI_HOME_READY or SI_HOME_FAILED. */
+uint32_t si_home_wait(si_home *h);
+/* The worker, which waited for it, may begin to work there: it is IDLE from now
+ * on. False: the home was closed; the worker is not counted any more, and leaves
+ * as soon as it gets the interpreter's lock. */
+bool si_home_settle(si_pool *p, si_worker *w);
+/* It leaves. True: it was the last, and sees to the interpreter. lingers: it has a
+ * thread state there until si_home_gone, unless it is the last. */
+bool si_home_leave(si_pool *p, si_worker *w, bool lingers);
+void si_home_gone(si_home *h);
+/* For the last one: wait until nobody else has a thread state; false: time is up. */
+bool si_home_wait_alone(si_home *h, int64_t deadline);
+void si_home_release(si_home *h);
 /* A worker could not make its interpreter. The pool breaks, with the reason, if
  * no other worker is there to run its tasks. */
 void si_pool_worker_failed(si_pool *p, si_worker *w, const char *reason);

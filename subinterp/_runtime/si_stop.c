@@ -89,9 +89,12 @@ static void freed_cb(int number, siginfo_t *info, void *context)
         return;
     if (si_call_is_asked(w) && !w->shield && !PyThreadState_GetUnchecked() && !has_landed(w)
         && !is_cleaning_up(w)) {
-        /* Found in the same place twice: not in a lock of CPython's own, which
-         * are held for an instant and do not expect that their wait fails. */
+        /* Not in a lock of CPython's own, which do not expect that their wait
+         * fails: that of the interpreter is known by its address, the others are
+         * held for an instant, so that nobody is found there twice. */
         uintptr_t place = si_blocked_place(context);
+        if (place && si_runtime_is_inside(atomic_load(&w->interp), si_blocked_on(context)))
+            place = 0;
         if (place && place == atomic_load(&w->blocked_at)) {
             si_free_blocked_call(context);
             atomic_store(&w->handled, (uintptr_t)si_handled_exception(w->ts));
@@ -110,6 +113,13 @@ static int deliver_cb(void *arg)
 {
     si_worker *w = arg;
     int raised = 0;
+    /* The worker has left this interpreter, which others work in; what it does
+     * elsewhere is not stopped from here. */
+    if (atomic_load(&w->interp) != PyInterpreterState_Get()) {
+        atomic_store(&w->posted, false);
+        si_worker_release(w);
+        return 0;
+    }
     if (si_call_is_asked(w) && is_cleaning_up(w)
         && _PyEval_AddPendingCall(w->interp, deliver_cb, w, 0) == 0)
         return 0;   /* comes again at the next step, with the same reference */
@@ -221,6 +231,16 @@ void si_stop_all(si_pool *p, int64_t grace)
 }
 
 /* ---- the worker's side ---------------------------------------------------------------- */
+
+void si_shield(si_worker *w)
+{
+    w->shield++;
+    /* Set by another thread, and not raised yet. */
+    if (si_call_is_asked(w) && atomic_load(&w->delivered) && !has_landed(w)) {
+        PyThreadState_SetAsyncExc(w->ident, NULL);
+        atomic_store(&w->delivered, false);
+    }
+}
 
 void si_call_limit(si_worker *w, int64_t limit_ns)
 {

@@ -83,6 +83,14 @@ bool si_call_take(si_worker *w);
  * False: no interruption is under way. */
 bool si_call_again(si_worker *w);
 
+/* Neither exceptions nor signals until si_unshield; they come afterwards. By the
+ * worker's thread, with the lock held. */
+void si_shield(si_worker *w);
+static inline void si_unshield(si_worker *w)
+{
+    w->shield--;
+}
+
 /* The time that the task may run begins; and is over, before si_call_finish. */
 void si_call_limit(si_worker *w, int64_t limit_ns);
 void si_call_unlimit(si_worker *w);

@@ -44,6 +44,8 @@ void si_worker_release(si_worker *w)
     if (atomic_fetch_sub_explicit(&w->refs, 1, memory_order_acq_rel) == 1) {
         if (w->trace)
             si_trace_release(w->trace);
+        if (w->home)
+            si_home_release(w->home);
         free(w->meter);
         free(w);
     }
@@ -266,7 +268,7 @@ static PyObject *exec_core(PyObject *self, PyObject *module)
      * stops it half-way. */
     si_worker *w = this_worker;
     if (w)
-        w->shield++;
+        si_shield(w);
     Py_BEGIN_ALLOW_THREADS
     si_lock(&exec_mu);
     Py_END_ALLOW_THREADS
@@ -275,7 +277,7 @@ static PyObject *exec_core(PyObject *self, PyObject *module)
     if (bad == 0 && w && w->cx && w->cx->worker_module)
         bad = PyObject_SetAttrString(w->cx->worker_module, "_core_made", module);
     if (w)
-        w->shield--;
+        si_unshield(w);
     if (bad < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -382,7 +384,7 @@ static PyMethodDef emit_def = {"emit", (PyCFunction)(void (*)(void))emit, METH_F
 
 static void flush_streams(si_worker *w)
 {
-    w->dirty = 0;
+    w->cx->dirty = 0;  /* set again if text of other threads remains */
     PyObject *r = PyObject_CallMethod(w->cx->worker_module, "flush", NULL);
     if (r)
         Py_DECREF(r);
@@ -411,6 +413,21 @@ static PyObject *report_unraisable(PyObject *self, PyObject *info)
     return PyObject_CallOneArg(usual, info);
 }
 
+/* shield(bool): this thread is in code of the import system that must not stop
+ * half-way, and wait for what others import without being freed. */
+static PyObject *shield(PyObject *self, PyObject *on)
+{
+    (void)self;
+    si_worker *w = this_worker;
+    if (w && on == Py_True)
+        si_shield(w);
+    else if (w)
+        si_unshield(w);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef shield_def = {"shield", shield, METH_O, NULL};
+
 static PyMethodDef report_def = {"unraisablehook", report_unraisable, METH_O, NULL};
 
 /* ---- failures ---------------------------------------------------------------- */
@@ -429,6 +446,19 @@ static PyObject *describe_exception(si_worker *w)
     }
     Py_DECREF(exc);
     return tree;
+}
+
+/* An exception that is raised in between the import system's own steps leaves
+ * locks held that others wait for. */
+static void let_imports_go(si_worker *w)
+{
+    PyObject *exc = PyErr_GetRaisedException();
+    PyObject *r = PyObject_CallMethod(w->cx->worker_module, "let_imports_go", NULL);
+    if (r)
+        Py_DECREF(r);
+    else
+        PyErr_WriteUnraisable(NULL);
+    PyErr_SetRaisedException(exc);
 }
 
 /* how: the task was interrupted, and the exception is what came of it. */
@@ -453,36 +483,39 @@ static void fail_task(si_worker *w, si_task *t, si_call_end how)
 
 /* ---- functions --------------------------------------------------------------- */
 
-static void forget_function(si_worker *w, int i)
+static void forget_function(si_home *h, int i)
 {
-    w->cache[i].id = 0;
-    Py_CLEAR(w->cache[i].object);
-    if (w->cache[i].function) {
-        si_function_release(w->cache[i].function);
-        w->cache[i].function = NULL;
-    }
+    PyObject *object = h->cache[i].object;
+    si_function *f = h->cache[i].function;
+    h->cache[i].id = 0;
+    h->cache[i].object = NULL;
+    h->cache[i].function = NULL;
+    if (f)
+        si_function_release(f);
+    Py_XDECREF(object);     /* last: Python code may run, and another thread come by */
 }
 
-static void forget_functions(si_worker *w)
+static void forget_functions(si_home *h)
 {
     for (int i = 0; i < SI_FUNCTION_CACHE; i++)
-        forget_function(w, i);
+        forget_function(h, i);
 }
 
-static void forget_retired(si_worker *w)
+static void forget_retired(si_home *h)
 {
     for (int i = 0; i < SI_FUNCTION_CACHE; i++)
-        if (w->cache[i].function
-            && atomic_load_explicit(&w->cache[i].function->retired, memory_order_acquire))
-            forget_function(w, i);
+        if (h->cache[i].function
+            && atomic_load_explicit(&h->cache[i].function->retired, memory_order_acquire))
+            forget_function(h, i);
 }
 
 /* The function as an object of this interpreter; a new reference. */
 static PyObject *resolve(si_worker *w, si_function *f)
 {
+    si_home *h = w->home;
     int i = (int)(f->id % SI_FUNCTION_CACHE);
-    if (w->cache[i].id == f->id)
-        return Py_NewRef(w->cache[i].object);
+    if (h->cache[i].id == f->id)
+        return Py_NewRef(h->cache[i].object);
     PyObject *object;
     if (f->by_name) {
         const char *module = f->msg.data, *name = module + strlen(module) + 1;
@@ -491,11 +524,13 @@ static PyObject *resolve(si_worker *w, si_function *f)
     else
         object = si_value_decode(w->cx, &f->msg, true);
     if (object && f->remember && !atomic_load_explicit(&f->retired, memory_order_acquire)) {
-        forget_function(w, i);
-        si_function_retain(f);
-        w->cache[i].id = f->id;
-        w->cache[i].function = f;
-        w->cache[i].object = Py_NewRef(object);
+        forget_function(h, i);
+        if (h->cache[i].id == 0) {  /* else: another thread was here meanwhile */
+            si_function_retain(f);
+            h->cache[i].id = f->id;
+            h->cache[i].function = f;
+            h->cache[i].object = Py_NewRef(object);
+        }
     }
     return object;
 }
@@ -554,7 +589,7 @@ static void name_record(si_worker *w, PyObject *fn)
     if (!w->record)
         return;
     /* An interruption shall not end up in here, where exceptions mean nothing. */
-    w->shield++;
+    si_shield(w);
     PyObject *name = PyUnicode_Check(fn) ? Py_NewRef(fn) : NULL;
     if (!name && (PyObject_GetOptionalAttrString(fn, "__qualname__", &name) < 0
                   || (name && !PyUnicode_Check(name)))) {
@@ -567,7 +602,7 @@ static void name_record(si_worker *w, PyObject *fn)
     else
         PyErr_Clear();
     Py_XDECREF(name);
-    w->shield--;
+    si_unshield(w);
 }
 
 static PyObject *call_task(si_worker *w, si_task *t)
@@ -808,13 +843,15 @@ static int run_chunk(si_worker *w, si_task *t, uint32_t *n_failed, si_call_end *
             stopped = true;
         }
         else {
-            w->shield++;
+            si_shield(w);
             bad = put_failure(w, &c);
-            w->shield--;
+            si_unshield(w);
         }
     }
     uintptr_t call = atomic_load(&w->call);
     *how = si_call_finish(w);
+    if (*how != SI_CALL_FREE)
+        let_imports_go(w);
     if (stopped && *how == SI_CALL_FREE)
         *how = call & SI_CALL_EXPIRED ? SI_CALL_OVERDUE : SI_CALL_INTERRUPTED;
     if (!bad && *how & SI_CALL_CUT_SHORT) {
@@ -890,6 +927,8 @@ static void run_task(si_worker *w, si_task *t)
         if (t->limit_ns)
             si_call_unlimit(w);
         how = si_call_finish(w);
+        if (how != SI_CALL_FREE)
+            let_imports_go(w);
         if (how == SI_CALL_ABANDONED) {
             Py_XDECREF(result);
             forget_task(w, t, n_calls);
@@ -916,9 +955,8 @@ static void run_task(si_worker *w, si_task *t)
         }
     }
     /* What the task printed is out before anybody learns that it is done. */
-    if (w->dirty)
+    if (w->cx->dirty)
         flush_streams(w);
-    w->n_done++;
     if (w->record) {
         /* Before the announcement: who learns of the end finds it in the trace. */
         end = si_now();
@@ -988,14 +1026,14 @@ static int make_worker_module(si_worker *w)
     PyObject *boot = si_value_decode(w->cx, &p->boot, true);
     if (!boot)
         return -1;
-    PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL, *report = NULL;
+    PyObject *module = NULL, *r = NULL, *dirty = NULL, *create = NULL, *exec = NULL, *out = NULL, *report = NULL, *guard = NULL;
     if (w->cx->worker_module)
         module = Py_NewRef(w->cx->worker_module);   /* from an earlier pool's worker */
     else if ((module = run_sent_code(boot, "worker_code", "subinterp._worker"))
              && begin_loader(w, boot) < 0)
         Py_CLEAR(module);
     if (module)
-        dirty = PyMemoryView_FromMemory((char *)&w->dirty, 1, PyBUF_WRITE);
+        dirty = PyMemoryView_FromMemory((char *)&w->cx->dirty, 1, PyBUF_WRITE);
     if (dirty) {
         create = PyCFunction_New(&create_core_def, NULL);
         exec = PyCFunction_New(&exec_core_def, NULL);
@@ -1003,16 +1041,18 @@ static int make_worker_module(si_worker *w)
         out = capsule ? PyCFunction_New(&emit_def, capsule) : NULL;
         Py_XDECREF(capsule);
         report = PyCFunction_New(&report_def, NULL);
+        guard = PyCFunction_New(&shield_def, NULL);
     }
-    if (create && exec && out && report)
-        r = PyObject_CallMethod(module, "boot", "OiOOOOO", boot, w->index, dirty, create, exec, out,
-                                report);
+    if (create && exec && out && report && guard)
+        r = PyObject_CallMethod(module, "boot", "OiOOOOOO", boot, w->index, dirty, create, exec, out,
+                                report, guard);
     if (r)
         Py_XSETREF(w->cx->worker_module, Py_NewRef(module));
     else if (!PyErr_Occurred())
         PyErr_SetString(PyExc_SystemError, "subinterp: a worker's set-up does not decode");
     int bad = r ? 0 : -1;
     Py_XDECREF(r);
+    Py_XDECREF(guard);
     Py_XDECREF(report);
     Py_XDECREF(out);
     Py_XDECREF(exec);
@@ -1053,7 +1093,7 @@ static int run_initializer(si_worker *w)
     if (value)
         r = PyObject_Call(PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1), NULL);
     Py_XDECREF(value);
-    if (w->dirty)
+    if (w->cx->dirty)
         flush_streams(w);
     if (!r)
         return -1;
@@ -1082,16 +1122,25 @@ typedef enum {
 static bool end_interpreter(si_worker *w, bool recycle);
 
 /* The variables of contextvars, decimal's context among them, start afresh
- * with each pool. */
-static int enter_variables(si_context *cx)
+ * with each pool, in each worker. */
+static int enter_variables(si_worker *w)
 {
     PyObject *variables = PyContext_New();
     if (!variables || PyContext_Enter(variables) < 0) {
         Py_XDECREF(variables);
         return -1;
     }
-    cx->variables = variables;
+    w->variables = variables;
     return 0;
+}
+
+static bool leave_variables(si_worker *w)
+{
+    PyObject *variables = w->variables;
+    w->variables = NULL;
+    bool left = variables && PyContext_Exit(variables) == 0;
+    Py_XDECREF(variables);
+    return left;
 }
 
 /* The environment of the process as it is now, as `posix` reads it. */
@@ -1122,7 +1171,7 @@ static int renew_interpreter(si_worker *w)
     if (!r)
         return -1;
     Py_DECREF(r);
-    return enter_variables(w->cx) < 0 ? -1 : make_worker_module(w);
+    return enter_variables(w) < 0 ? -1 : make_worker_module(w);
 }
 
 /* How often a worker tries to make its interpreter. */
@@ -1151,9 +1200,9 @@ static begun create_interpreter(si_worker *w)
         .use_main_obmalloc = 0,
         .allow_fork = 0,
         .allow_exec = 0,
-        .allow_threads = 1,
+        .allow_threads = w->pool->allow_threads,
         /* Left-over daemon threads are what abandoning is for. */
-        .allow_daemon_threads = 1,
+        .allow_daemon_threads = w->pool->allow_daemon_threads,
         .check_multi_interp_extensions = 1,
         .gil = PyInterpreterConfig_OWN_GIL,
     };
@@ -1189,13 +1238,14 @@ static begun create_interpreter(si_worker *w)
         atomic_fetch_add(&cx->arena_bytes, new_arenas);
     }
     set_context(w, cx);
-    if (!w->cx || enter_variables(w->cx) < 0 || make_worker_module(w) < 0) {
+    if (!w->cx || enter_variables(w) < 0 || make_worker_module(w) < 0) {
         break_with_exception(w, "a worker's interpreter could not be set up");
         return BEGUN_BADLY;
     }
     return BEGUN_WELL;
 }
 
+/* As the founder of its home. */
 static begun begin_interpreter(si_worker *w)
 {
     begun r = BEGUN_NOTHING;
@@ -1216,6 +1266,67 @@ static begun begin_interpreter(si_worker *w)
         break_with_exception(w, "a worker's initializer failed");
         r = BEGUN_BADLY;
     }
+    return r;
+}
+
+/* In an interpreter that another worker makes or has made. */
+static begun join_interpreter(si_worker *w)
+{
+    si_pool *p = w->pool;
+    PyThreadState *ts = NULL;
+    if (si_home_wait(w->home) == SI_HOME_READY)
+        ts = PyThreadState_New(w->home->interp);
+    if (!ts) {
+        bool failed = atomic_load(&w->home->ready) == SI_HOME_FAILED;
+        (void)si_home_leave(p, w, false);
+        if (!failed)
+            si_pool_worker_failed(p, w, "a thread state could not be created: out of memory");
+        return BEGUN_NOTHING;
+    }
+    w->ts = ts;
+    w->interp = w->home->interp;
+    si_context_retain(w->home->cx);
+    set_context(w, w->home->cx);
+    /* Before it waits for the lock, which may be for long. */
+    bool settled = si_home_settle(p, w);
+    PyEval_RestoreThread(ts);
+    if (!settled)
+        return BEGUN_WELL;  /* and is to leave at once */
+    PyObject *r = enter_variables(w) < 0
+        ? NULL : PyObject_CallMethod(w->cx->worker_module, "enter", "i", w->index);
+    if (!r) {
+        break_with_exception(w, "a worker could not be set up");
+        return BEGUN_BADLY;
+    }
+    Py_DECREF(r);
+    return BEGUN_WELL;
+}
+
+/* Found or join a home. Until it is ready and this worker IDLE, or one of the
+ * other ends. */
+static begun begin_work(si_worker *w)
+{
+    si_pool *p = w->pool;
+    while (!w->founder) {
+        begun r = join_interpreter(w);
+        if (r != BEGUN_NOTHING || !si_pool_counts(p, w) || si_pool_is_broken(p))
+            return r;
+        /* Its founder has failed. Perhaps this one does not. */
+        if (!si_home_enter(p, w)) {
+            si_pool_worker_failed(p, w, "out of memory");
+            return r;
+        }
+    }
+    begun r = begin_interpreter(w);
+    if (r == BEGUN_WELL) {
+        if (!worker_becomes(w, SI_W_STARTING, SI_W_IDLE)) {
+            PyEval_SaveThread();
+            halt();
+        }
+        w->home->interp = w->interp;
+        w->home->cx = w->cx;
+    }
+    si_home_publish(w->home, r == BEGUN_WELL ? SI_HOME_READY : SI_HOME_FAILED);
     return r;
 }
 
@@ -1263,7 +1374,8 @@ static bool end_interpreter(si_worker *w, bool recycle)
     uint32_t s = atomic_load(&w->state);
     while (s < SI_W_FINISHING && !atomic_compare_exchange_weak(&w->state, &s, SI_W_FINISHING))
         ;
-    forget_functions(w);
+    if (w->home)
+        forget_functions(w->home);
     if (w->cx && w->cx->worker_module) {
         /* Joins the threads that tasks left behind: may take any time. */
         PyObject *r = PyObject_CallMethod(w->cx->worker_module, "finish", NULL);
@@ -1283,7 +1395,7 @@ static bool end_interpreter(si_worker *w, bool recycle)
         return false;
     }
     Py_CLEAR(w->cx->worker_module);
-    Py_CLEAR(w->cx->variables);
+    Py_CLEAR(w->variables);
     si_context_end(w->cx);
     /* Extensions may still be imported while it ends: the loader stays. */
     Py_EndInterpreter(w->ts);
@@ -1304,28 +1416,34 @@ static void left_starting(si_worker *w)
     si_unlock(&w->pool->mu);
 }
 
-/* Every task of one interpreter. True: recycle. */
+/* How long tasks may follow each other before other threads of the interpreter
+ * get their turn. Tasks that are C functions never reach the eval loop, where
+ * those could ask for it. */
+#define TURN 5000000LL
+
+/* Every task that it does in one interpreter. True: go on in another one. */
 static bool serve(si_worker *w)
 {
     si_pool *p = w->pool;
     uint32_t retired = atomic_load(&si_functions_retired);
-    int64_t begun = w->n_done;
-    for (unsigned n = 1;; n++) {
-        if (p->max_tasks && w->n_done - begun >= p->max_tasks)
-            return !si_pool_is_over(p, w);
+    int64_t turn = si_meter_mark(w->meter);
+    for (;;) {
         uint32_t now_retired = atomic_load_explicit(&si_functions_retired, memory_order_acquire);
         if (now_retired != retired) {
             retired = now_retired;
-            forget_retired(w);
+            forget_retired(w->home);
         }
         si_task *t = si_pool_next(p, w);
         if (!t)
-            return false;
+            return si_pool_moves(p, w);
         if (!worker_becomes(w, SI_W_IDLE, SI_W_RUNNING)) {
+            if (atomic_load(&w->state) == SI_W_ABANDONED)
+                return false;   /* with another worker of its interpreter: the task went back */
             /* Jailed at exit. */
             PyEval_SaveThread();
             halt();
         }
+        w->taken = NULL;
         run_task(w, t);
         if (!worker_becomes(w, SI_W_RUNNING, SI_W_IDLE)) {
             if (atomic_load(&w->state) == SI_W_ABANDONED)
@@ -1333,9 +1451,9 @@ static bool serve(si_worker *w)
             PyEval_SaveThread();
             halt();
         }
-        /* Tasks that are C functions never reach the eval loop, where other
-         * threads of this interpreter get their turn. */
-        if (n % 256 == 0) {
+        int64_t now = si_meter_mark(w->meter);
+        if (now - turn > TURN) {
+            turn = now;
             Py_BEGIN_ALLOW_THREADS
             Py_END_ALLOW_THREADS
         }
@@ -1406,10 +1524,7 @@ static void name_thread(const char *prefix, int number)
  * held, and Python code of its tasks may run (finalizers, mostly). */
 static bool reset_interpreter(si_worker *w)
 {
-    PyObject *variables = w->cx->variables;
-    w->cx->variables = NULL;
-    bool good = PyContext_Exit(variables) == 0;
-    Py_DECREF(variables);
+    bool good = leave_variables(w);
     if (good) {
         PyObject *r = PyObject_CallMethod(w->cx->worker_module, "park", NULL);
         good = r == Py_True;
@@ -1423,7 +1538,7 @@ static bool reset_interpreter(si_worker *w)
  * to be ended. Its lock is held before, and is afterwards if NULL. */
 static si_worker *leave_pool(si_worker *w)
 {
-    if (!w->cx || w->cx->n_copies == 0 || !w->cx->variables || !si_park_wanted())
+    if (!w->cx || w->cx->n_copies == 0 || !w->variables || !si_park_wanted())
         return NULL;
     si_worker *p = calloc(1, sizeof *p);
     if (p)
@@ -1436,7 +1551,7 @@ static si_worker *leave_pool(si_worker *w)
     uint32_t s = SI_W_IDLE;
     bool good = atomic_compare_exchange_strong(&w->state, &s, SI_W_FINISHING);
     if (good) {
-        forget_functions(w);
+        forget_functions(w->home);
         good = reset_interpreter(w);
     }
     /* Until it is parked, exit waits for it, as for one that is being made. */
@@ -1517,38 +1632,94 @@ static si_worker *stay_parked(si_worker *p)
 
 /* ---- the thread ---------------------------------------------------------------------- */
 
+/* Leave the interpreter to the others in it. Its lock is held before, and not
+ * afterwards. */
+static void leave_interpreter(si_worker *w, bool recycle)
+{
+    uint32_t s = SI_W_IDLE;
+    atomic_store(&w->since, si_now());
+    (void)atomic_compare_exchange_strong(&w->state, &s, SI_W_FINISHING);
+    PyObject *r = PyObject_CallMethod(w->cx->worker_module, "leave_to_others", NULL);
+    if (r)
+        Py_DECREF(r);
+    else
+        PyErr_WriteUnraisable(NULL);
+    if (!leave_variables(w))
+        PyErr_Clear();
+    /* From here on exit waits for it, and nobody leaves it behind. */
+    if (!worker_becomes(w, SI_W_FINISHING, SI_W_ENDING)
+        && !worker_becomes(w, SI_W_ABANDONED, SI_W_ENDING)) {
+        PyEval_SaveThread();
+        halt();
+    }
+    PyThreadState_Clear(w->ts);
+    PyThreadState_DeleteCurrent();
+    w->ts = NULL;
+    w->interp = NULL;
+    si_context *cx = w->cx;
+    set_context(w, NULL);
+    si_context_release(cx);
+    si_home_gone(w->home);
+    if (recycle)
+        (void)worker_becomes(w, SI_W_ENDING, SI_W_STARTING);
+}
+
+/* How long the last worker waits for those that left before it. */
+#define LEAVE_GRACE 1000000000LL
+
+/* Be in a home until it is left. Returns whether the thread may go on: false,
+ * its thread state stays where it is. *parked: what the thread is now, NULL: it
+ * is no interpreter's. *recycle: it is to go on in another home. */
+static bool live_in_home(si_worker *w, bool *counted_start, bool *recycle, si_worker **parked)
+{
+    si_pool *p = w->pool;
+    begun r = begin_work(w);
+    if (*counted_start)
+        left_starting(w);
+    *counted_start = *recycle = false;
+    if (r == BEGUN_WELL) {
+        si_meter_begin(w->meter);
+        *recycle = serve(w);
+    }
+    if (r == BEGUN_NOTHING || r == BEGUN_LOST) {
+        if (w->founder)
+            (void)si_home_leave(p, w, false);
+        return r == BEGUN_NOTHING;
+    }
+    bool has_failed = atomic_load(&w->home->ready) == SI_HOME_FAILED;
+    if (!si_home_leave(p, w, !has_failed) && !has_failed) {
+        leave_interpreter(w, *recycle);
+        return true;
+    }
+    bool alone;
+    Py_BEGIN_ALLOW_THREADS
+    alone = si_home_wait_alone(w->home, si_now() + LEAVE_GRACE);
+    Py_END_ALLOW_THREADS
+    if (alone && r == BEGUN_WELL && !*recycle && atomic_load(&w->state) == SI_W_IDLE)
+        *parked = leave_pool(w);
+    return *parked || end_interpreter(w, *recycle);
+}
+
 /* Be one pool's worker. Returns what the thread is afterwards, parked; NULL:
  * it is to end. */
 static si_worker *be_worker(si_worker *w)
 {
     si_pool *p = w->pool;
     si_worker *parked = NULL;
-    bool recycle = false, ended = true, counted_start = true;
+    bool recycle, ended, counted_start = true;
     this_worker = w;
     atomic_store_explicit(&w->thread_id, gettid(), memory_order_relaxed);
     w->ident = PyThread_get_thread_ident();
     name_thread(p->name[0] ? p->name : "subinterp", w->index);
-    do {
-        begun r = begin_interpreter(w);
-        if (counted_start)
-            left_starting(w);
-        counted_start = false;
-        recycle = false;
-        if (r == BEGUN_WELL) {
-            if (!worker_becomes(w, SI_W_STARTING, SI_W_IDLE)) {
-                PyEval_SaveThread();
-                halt();
-            }
-            si_meter_begin(w->meter);
-            recycle = serve(w);
-            if (!recycle && atomic_load(&w->state) == SI_W_IDLE)
-                parked = leave_pool(w);
+    for (;;) {
+        ended = live_in_home(w, &counted_start, &recycle, &parked);
+        if (!recycle || !ended || !si_pool_counts(p, w))
+            break;
+        if (!si_home_enter(p, w)) {
+            si_pool_worker_failed(p, w, "out of memory");
+            break;
         }
-        if (parked || r == BEGUN_NOTHING)
-            ended = true;
-        else
-            ended = r != BEGUN_LOST && end_interpreter(w, recycle);
-    } while (recycle && ended && si_pool_counts(p, w));
+    }
     if (ended)
         atomic_store(&w->state, SI_W_ENDED);
     /* First, so that whoever waits for the end of this pool finds it parked. */
@@ -1580,7 +1751,7 @@ si_ret si_worker_start(si_worker *w)
 {
     if (!enlist(w))
         return SI_SHUTDOWN;
-    if (si_park_take(w))
+    if (w->founder && si_park_take(w))
         return SI_OK;
     pthread_attr_t attr;
     pthread_attr_init(&attr);
@@ -1711,10 +1882,14 @@ void si_exit_abandon(int64_t grace_ns)
             if ((s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING
                  || s == SI_W_ABANDONED)
                 && atomic_compare_exchange_strong(&w->state, &s, SI_W_JAILED)) {
-                victim = w->interp;
                 cx = w->cx;     /* does not change any more */
-                if (cx)
+                if (cx && cx->jailed)
+                    continue;   /* with another worker of its interpreter */
+                victim = w->interp;
+                if (cx) {
+                    cx->jailed = true;
                     si_context_retain(cx);
+                }
             }
         }
         si_unlock(&workers_mu);
