@@ -339,20 +339,25 @@ class _Buffered(io.BufferedWriter):
 class _Text(io.TextIOWrapper):
     def __init__(self, *args: "Any", **kwargs: "Any") -> None:
         super().__init__(*args, **kwargs)
-        # What each thread has begun of a line.
-        self._begun: dict[int, str] = {}
+        # What each thread has begun of a line: how long it is, and its pieces, which are
+        # joined only once. (A document is often written as one line, token by token.)
+        self._begun: dict[int, tuple[int, list[str]]] = {}
 
     def write(self, text: str, /) -> int:
         _dirty[0] = 1
         if self.write_through or not isinstance(text, str):
             return super().write(text)
         me = _thread.get_ident()
-        begun = self._begun.pop(me, "") + text
-        end = len(begun) if len(begun) > _LONGEST else begun.rfind("\n") + 1
-        if end < len(begun):
-            self._begun[me] = begun[end:]
+        length, pieces = self._begun.pop(me, None) or (0, [])
+        end = len(text) if length + len(text) > _LONGEST else text.rfind("\n") + 1
         if end:
-            super().write(begun[:end])
+            whole = "".join([*pieces, text[:end]])
+            length, pieces = 0, []
+        pieces.append(text[end:])
+        if length := length + len(text) - end:
+            self._begun[me] = (length, pieces)
+        if end:
+            super().write(whole)
         return len(text)
 
     def flush(self) -> None:
@@ -360,8 +365,11 @@ class _Text(io.TextIOWrapper):
             # Not sys._current_frames(): it makes frame objects of all interpreters' threads here.
             others = set(getattr(sys.modules.get("threading"), "_active", ()))
             others.discard(_thread.get_ident())
-            for thread in [t for t in self._begun if t not in others]:
-                super().write(self._begun.pop(thread, ""))
+            # A copy: other threads begin lines meanwhile.
+            for thread in list(self._begun):
+                if thread not in others:
+                    _, pieces = self._begun.pop(thread, None) or (0, [])
+                    super().write("".join(pieces))
         super().flush()
 
 

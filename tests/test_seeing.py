@@ -1343,6 +1343,50 @@ def test_lines_of_threads_of_one_task_stay_whole():
     assert sorted(lines) == sorted(f"t{n} {i} some words end" for n in range(4) for i in range(300))
 
 
+def test_a_long_line_in_many_pieces():
+    """Its pieces are not copied with each further one: that would take minutes."""
+    result = run_script("""
+        import sys
+        from subinterp import InterpreterPool
+
+        def say(n):
+            for _ in range(5):
+                for _ in range(n):
+                    sys.stdout.write(".")
+                print()
+
+        with InterpreterPool(1) as pool:
+            pool.submit(say, 1_000_000).result(90)
+    """).clean()
+    assert result.stdout == ("." * 1_000_000 + "\n") * 5
+
+
+def test_flush_while_other_threads_begin_lines():
+    result = run_script("""
+        import sys, threading
+        from subinterp import InterpreterPool
+
+        def begin(go_on):
+            sys.stdout.write("x")
+            go_on.wait()
+
+        def several():
+            sys.setswitchinterval(1e-6)
+            go_on = threading.Event()
+            threads = [threading.Thread(target=begin, args=(go_on,)) for _ in range(400)]
+            starter = threading.Thread(target=lambda: [t.start() for t in threads])
+            starter.start()
+            while starter.is_alive():
+                sys.stdout.flush()
+            go_on.set()
+            for t in threads: t.join()
+
+        with InterpreterPool(1) as pool:
+            pool.submit(several).result()
+    """).clean()
+    assert result.stdout == "x" * 400
+
+
 def test_what_has_no_end_of_line_is_out_with_its_task(capsys):
     with InterpreterPool(1) as pool:
         pool.submit(print, "a", "b", end="").result()
