@@ -161,6 +161,15 @@ def test_cleaning_up_is_not_disturbed(pool, block):
     assert list(recv) == [0, 1, 2, 3, 4, "TimeoutError" if block else "Interrupt"]
 
 
+@frees_blocked_calls
+def test_cleaning_up_is_not_slowed_down():
+    recv, send = create_channel()
+    with InterpreterPool(1, interrupt_grace=30) as pool, send:
+        future = running(pool, work.clean_up_in_many_steps, send, 10_000_000)
+        assert type(interrupted(future)) is TaskInterrupted
+        assert recv.recv_nowait() == "clean"
+
+
 def test_exception_classes():
     assert issubclass(Interrupt, BaseException)
     assert not issubclass(Interrupt, Exception)

@@ -554,8 +554,11 @@ void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls)
     si_context *cx = w->cx;
     if (cx)
         si_context_retain(cx);
-    w->left_behind = true;
-    int n = ++p->n_left;
+    /* Its task may have ended, and the interpreter with it, just after the decision. */
+    w->left_behind = !w->returned;
+    if (w->left_behind)
+        p->n_left++;
+    int n = p->n_left;
     bool closing = p->closing;
     si_unlock(&p->mu);
     if (cx) {
@@ -575,6 +578,7 @@ void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls)
 void si_pool_worker_returned(si_pool *p, si_worker *w)
 {
     si_lock(&p->mu);
+    w->returned = true;
     if (w->left_behind) {
         w->left_behind = false;
         p->n_left--;

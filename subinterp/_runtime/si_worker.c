@@ -854,7 +854,7 @@ static void run_task(si_worker *w, si_task *t)
 {
     si_call_begin(w, t);
     if (!si_task_start(t)) {
-        atomic_store_explicit(&w->call, 0, memory_order_relaxed);
+        (void)si_call_finish(w);
         si_task_release(t);
         return;
     }
