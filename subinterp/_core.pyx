@@ -4400,7 +4400,8 @@ cdef class BarrierCore(SyncCore):
         Returns
         -------
         int
-            How many had come before, from 0 to `parties` - 1.
+            How many had come before, from 0 to `parties` - 1: each gets another number. Who
+            was interrupted does not count.
 
         Raises
         ------

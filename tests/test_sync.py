@@ -1630,6 +1630,23 @@ def test_interrupted_task_leaves_its_wait(make, how, timeout):
 
 
 @frees_blocked_calls
+def test_numbers_of_a_barrier_without_the_one_that_was_interrupted(pool1):
+    barrier, began = Barrier(3), Event()
+    future = pool1.submit(_locks.wait_in, barrier, "wait", began, None)
+    wait_until(lambda: barrier.n_waiting == 1)
+    with contextlib.ExitStack() as stack:
+        outcomes = [stack.enter_context(in_thread(barrier.wait))]
+        wait_until(lambda: barrier.n_waiting == 2)
+        assert future.interrupt()
+        assert type(future.exception(LONG)) is TaskInterrupted
+        assert barrier.n_waiting == 1
+        outcomes.append(stack.enter_context(in_thread(barrier.wait)))
+        wait_until(lambda: barrier.n_waiting == 2)
+        outcomes.append([barrier.wait(LONG)])
+    assert outcomes == [[0], [1], [2]]
+
+
+@frees_blocked_calls
 def test_interrupted_holder_gives_the_lock_back(pool1):
     lock, began = Lock(), Event()
     future = pool1.submit(_locks.hold_and_sleep, lock, began)
