@@ -1561,6 +1561,7 @@ static si_worker *be_worker(si_worker *w)
     si_pool_worker_gone(p, w);
     if (!ended)
         halt();     /* its thread state stays; the thread must not run on */
+    this_worker = NULL;     /* a signal may still come */
     si_worker_release(w);
     si_pool_release(p);
     return parked;
