@@ -177,7 +177,10 @@ def boot(
     global _index, _pool_name, _thread_id, _dirty, _pristine, _installed
     global _extensions_hint, _emit, _log_levels
     if _pristine is None:
+        import atexit
+
         _pristine = _Pristine()
+        atexit.register(_give_streams_back)
     _installed = tuple(payload["installed"])
     _index = index
     _pool_name = payload["name"]
@@ -398,6 +401,24 @@ def flush() -> None:
     for stream in (*_streams, sys.stdout, sys.stderr):
         try:
             stream.flush()
+        except Exception:
+            pass
+
+
+def _give_streams_back() -> None:
+    """The last exit function: have the interpreter's own streams again.
+
+    A stream that is closed only when the modules are gone runs Python code that finds
+    nothing any more; CPython then does not give the interpreter's memory back.
+    """
+    flush()
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        if isinstance(getattr(sys, name, None), _Text) and _pristine is not None:
+            setattr(sys, name, _pristine.sys[name])
+    # Threads and handlers of `logging` may still have them.
+    while _streams:
+        try:
+            _streams.pop().close()
         except Exception:
             pass
 
