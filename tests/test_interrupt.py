@@ -287,6 +287,10 @@ def test_a_limit_must_be_positive(pool, timeout):
 def test_a_limit_must_be_a_number(pool):
     with pytest.raises(TypeError, match="number of seconds"):
         pool.schedule(work.loop, timeout="1")
+    with pytest.raises(TypeError, match="args must be an iterable of positional arguments, not int"):
+        pool.schedule(abs, 5)
+    with pytest.raises(TypeError, match="kwargs must be a mapping or None, not int"):
+        pool.schedule(abs, (), 5)
 
 
 def test_the_options_are_checked():

@@ -827,6 +827,7 @@ def test_objects_that_were_not_initialised():
     ):
         with pytest.raises(TypeError, match="not initialised"):
             operation()
+    assert Lock.__new__(Lock) != Lock.__new__(Lock)
     lock = Lock()
     with pytest.raises(TypeError, match="before"):
         lock.__init__()
