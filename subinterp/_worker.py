@@ -406,7 +406,7 @@ def flush() -> None:
 
 
 def _give_streams_back() -> None:
-    """The last exit function: have the interpreter's own streams again.
+    """Have the interpreter's own streams again: its last exit function.
 
     A stream that is closed only when the modules are gone runs Python code that finds
     nothing any more; CPython then does not give the interpreter's memory back.
