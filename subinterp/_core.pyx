@@ -1935,7 +1935,8 @@ cdef class PoolCore:
         Raises
         ------
         TypeError
-            If `timeout` is not a number.
+            If `args` is not iterable, `kwargs` is not a mapping, or `timeout` is not a
+            number.
         ValueError
             If `timeout` is not greater than 0.
         NotSendableError, BrokenInterpreterPool, RuntimeError
@@ -1953,6 +1954,14 @@ cdef class PoolCore:
                 raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
             if seconds < 9e9:
                 limit = max(<int64_t>(seconds * 1e9), 1)
+        try:
+            args = iter(args)
+        except TypeError:
+            raise TypeError(
+                f"args must be an iterable of positional arguments, not {type(args).__name__}"
+            ) from None
+        if not (kwargs is None or hasattr(kwargs, "keys")):
+            raise TypeError(f"kwargs must be a mapping or None, not {type(kwargs).__name__}")
         return self._submit(fn, tuple(args), {} if kwargs is None else dict(kwargs), limit)
 
     def _run(self, LoopPort port not None, waiter, fn, tuple args, dict kwargs):
@@ -3948,7 +3957,7 @@ cdef class SyncCore:
     def __eq__(self, other):
         if not isinstance(other, SyncCore):
             return NotImplemented
-        return (<SyncCore>other).s == self.s
+        return self is other or (self.s != NULL and (<SyncCore>other).s == self.s)
 
     def __hash__(self):
         self._need_made()
@@ -4408,7 +4417,8 @@ cdef class BarrierCore(SyncCore):
         Returns
         -------
         int
-            How many had come before, from 0 to `parties` - 1.
+            How many had come before, from 0 to `parties` - 1: each gets another number. Who
+            was interrupted does not count.
 
         Raises
         ------

@@ -180,7 +180,10 @@ def boot(
     global _index, _pool_name, _thread_id, _dirty, _pristine, _installed
     global _extensions_hint, _emit, _log_levels
     if _pristine is None:
+        import atexit
+
         _pristine = _Pristine()
+        atexit.register(_give_streams_back)
     _installed = tuple(payload["installed"])
     _index = index
     _indices.clear()
@@ -422,20 +425,25 @@ class _Buffered(io.BufferedWriter):
 class _Text(io.TextIOWrapper):
     def __init__(self, *args: "Any", **kwargs: "Any") -> None:
         super().__init__(*args, **kwargs)
-        # What each thread has begun of a line.
-        self._begun: dict[int, str] = {}
+        # What each thread has begun of a line: how long it is, and its pieces, which are
+        # joined only once. (A document is often written as one line, token by token.)
+        self._begun: dict[int, tuple[int, list[str]]] = {}
 
     def write(self, text: str, /) -> int:
         _dirty[0] = 1
         if self.write_through or not isinstance(text, str):
             return super().write(text)
         me = _thread.get_ident()
-        begun = self._begun.pop(me, "") + text
-        end = len(begun) if len(begun) > _LONGEST else begun.rfind("\n") + 1
-        if end < len(begun):
-            self._begun[me] = begun[end:]
+        length, pieces = self._begun.pop(me, None) or (0, [])
+        end = len(text) if length + len(text) > _LONGEST else text.rfind("\n") + 1
         if end:
-            super().write(begun[:end])
+            whole = "".join([*pieces, text[:end]])
+            length, pieces = 0, []
+        pieces.append(text[end:])
+        if length := length + len(text) - end:
+            self._begun[me] = (length, pieces)
+        if end:
+            super().write(whole)
         return len(text)
 
     def flush(self) -> None:
@@ -443,8 +451,11 @@ class _Text(io.TextIOWrapper):
             # Not sys._current_frames(): it makes frame objects of all interpreters' threads here.
             others = set(getattr(sys.modules.get("threading"), "_active", ()))
             others.discard(_thread.get_ident())
-            for thread in [t for t in self._begun if t not in others]:
-                super().write(self._begun.pop(thread, ""))
+            # A copy: other threads begin lines meanwhile.
+            for thread in list(self._begun):
+                if thread not in others:
+                    _, pieces = self._begun.pop(thread, None) or (0, [])
+                    super().write("".join(pieces))
             if self._begun:
                 _dirty[0] = 1  # of other workers here, who flush it with their tasks' ends
         super().flush()
@@ -475,6 +486,24 @@ def flush() -> None:
     for stream in (*_streams, sys.stdout, sys.stderr):
         try:
             stream.flush()
+        except Exception:
+            pass
+
+
+def _give_streams_back() -> None:
+    """Have the interpreter's own streams again: its last exit function.
+
+    A stream that is closed only when the modules are gone runs Python code that finds
+    nothing any more; CPython then does not give the interpreter's memory back.
+    """
+    flush()
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        if isinstance(getattr(sys, name, None), _Text) and _pristine is not None:
+            setattr(sys, name, _pristine.sys[name])
+    # Threads and handlers of `logging` may still have them.
+    while _streams:
+        try:
+            _streams.pop().close()
         except Exception:
             pass
 

@@ -447,6 +447,16 @@ class _Dump:
     under_way = False
 
 
+def _forget_dump() -> None:
+    """In the child of a fork: a dump that was under way is the parent's."""
+    global _dumping
+    _dumping = threading.RLock()
+    _Dump.under_way = False
+
+
+os.register_at_fork(after_in_child=_forget_dump)
+
+
 def _stacks(pool: InterpreterPool) -> Iterator[str]:
     import faulthandler
 
@@ -456,6 +466,8 @@ def _stacks(pool: InterpreterPool) -> Iterator[str]:
     # Writing there never waits.
     fd = os.memfd_create("subinterp-stacks", os.MFD_CLOEXEC)
     try:
+        # In the child of a fork: one that the parent registered is not registered again.
+        faulthandler.unregister(signum)
         faulthandler.register(signum, fd, all_threads=False, chain=False)
         try:
             if not _core.dump_begin(signum):

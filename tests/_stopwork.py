@@ -124,6 +124,16 @@ def retries():
             continue
 
 
+def retries_slowly():
+    """The same, with a long clean-up before each further try."""
+    while True:
+        try:
+            time.sleep(1000)
+        except OSError:
+            for n in range(20_000):
+                pow(n, 2)
+
+
 BLOCKED = [
     sleep,
     lock,
@@ -139,6 +149,7 @@ BLOCKED = [
     pipe_read,
     child_process,
     retries,
+    retries_slowly,
 ]
 
 
@@ -230,6 +241,15 @@ def clean_up(send, block):
             send.send(step)
         send.send(type(exc).__name__)
         raise
+
+
+def clean_up_in_many_steps(send, n):
+    try:
+        time.sleep(1000)
+    finally:
+        for _ in range(n):
+            pass
+        send.send("clean")
 
 
 def ignore_once(stop, item):

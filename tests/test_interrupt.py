@@ -161,6 +161,15 @@ def test_cleaning_up_is_not_disturbed(pool, block):
     assert list(recv) == [0, 1, 2, 3, 4, "TimeoutError" if block else "Interrupt"]
 
 
+@frees_blocked_calls
+def test_cleaning_up_is_not_slowed_down():
+    recv, send = create_channel()
+    with InterpreterPool(1, interrupt_grace=30) as pool, send:
+        future = running(pool, work.clean_up_in_many_steps, send, 10_000_000)
+        assert type(interrupted(future)) is TaskInterrupted
+        assert recv.recv_nowait() == "clean"
+
+
 def test_exception_classes():
     assert issubclass(Interrupt, BaseException)
     assert not issubclass(Interrupt, Exception)
@@ -278,6 +287,10 @@ def test_a_limit_must_be_positive(pool, timeout):
 def test_a_limit_must_be_a_number(pool):
     with pytest.raises(TypeError, match="number of seconds"):
         pool.schedule(work.loop, timeout="1")
+    with pytest.raises(TypeError, match="args must be an iterable"):
+        pool.schedule(abs, 5)
+    with pytest.raises(TypeError, match="kwargs must be a mapping or None, not int"):
+        pool.schedule(abs, (), 5)
 
 
 def test_the_options_are_checked():

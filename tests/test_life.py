@@ -21,7 +21,7 @@ import threading
 import pytest
 
 import subinterp
-from _support import run_script
+from _support import SANITIZED, run_script
 from _work import (
     add,
     interpreter_id,
@@ -1704,6 +1704,50 @@ def test_memory_of_large_messages_is_used_again_and_given_back():
             assert waiting <= 20 * each, waiting
         left = resident() - before
         assert left < 4 * each, left
+        """
+    ).clean()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14, 1), reason="this CPython loses memory anyway")
+@pytest.mark.skipif(SANITIZED, reason="memory that was freed is kept")
+def test_memory_of_interpreters_comes_back():
+    """Also if something in them holds a stream to the very end, as threads do."""
+    run_script(
+        """
+        import sys
+        from subinterp import InterpreterPool, TaskInterrupted
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096
+
+        def use_streams():
+            import logging, threading
+            logging.basicConfig()
+            print("x", end="")
+            sys.keeps_a_stream = sys.stderr
+
+        def loop():
+            import threading
+            while True:
+                pass
+
+        def rounds(n):
+            for _ in range(n):
+                with InterpreterPool(1) as pool:
+                    pool.submit(use_streams).result()
+                with InterpreterPool(1) as pool:
+                    future = pool.submit(loop)
+                    while not future.running():
+                        pass
+                    future.interrupt()
+                    assert isinstance(future.exception(), TaskInterrupted)
+
+        rounds(5)
+        before = resident()
+        rounds(15)
+        grown = (resident() - before) >> 10
+        assert grown < 20_000, grown
         """
     ).clean()
 

@@ -22,7 +22,7 @@ import pytest
 
 import _stopwork
 import subinterp
-from _support import native_threads, run_script, wait_until
+from _support import SANITIZERS, native_threads, run_script, wait_until
 from _work import (
     drop_objects,
     fail,
@@ -859,6 +859,8 @@ def test_traces_begin_and_end_under_load(pool, tmp_path):
 
 CRASHES = (3, 13) <= sys.version_info < (3, 13, 10) or (3, 14) <= sys.version_info < (3, 14, 1)
 stacks = pytest.mark.skipif(CRASHES, reason="this CPython's faulthandler may crash")
+# The thread sanitizer keeps signals until the thread calls something that it knows.
+stacks_at_once = pytest.mark.skipif("libtsan" in SANITIZERS, reason="signals come late")
 
 
 def dump(pool):
@@ -906,6 +908,47 @@ def test_stack_of_a_worker_that_keeps_its_lock(pool1):
 
 
 @stacks
+@stacks_at_once
+def test_stacks_in_the_child_of_a_fork_amid_a_dump():
+    """The parent's dump waits for a thread that blocks all signals."""
+    run_script("""
+        import io, os, signal, threading
+        from subinterp import Event, InterpreterPool, observing
+
+        def deaf(ready, stop):
+            import signal
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+            ready.set()
+            stop.wait()
+
+        def dump(pool):
+            file = io.StringIO()
+            pool.dump_tracebacks(file)
+            return file.getvalue()
+
+        ready, stop, texts = Event(), Event(), []
+        with InterpreterPool(1) as pool:
+            pool.submit(deaf, ready, stop)
+            ready.wait()
+            observing.PATIENCE = 2
+            other = threading.Thread(target=lambda: texts.append(dump(pool)))
+            other.start()
+            while not observing._Dump.under_way:
+                pass
+            child = os.fork()
+            if not child:
+                with InterpreterPool(1) as own:
+                    own.submit(pow, 2, 3).result()
+                    text = dump(own)
+                os._exit(7 if "no Python code runs" in text else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            stop.set()
+            other.join()
+    """).check()
+
+
+@stacks
+@stacks_at_once
 def test_stack_of_an_idle_worker(pool1):
     pool1.submit(identity, 1).result()
     wait_until(lambda: pool1.stats().workers[0].state == "idle")
@@ -1008,6 +1051,7 @@ def test_stacks_from_several_threads(pool, flag):
 
 
 @stacks
+@stacks_at_once
 def test_stacks_of_workers_that_come_and_go():
     with InterpreterPool(3, max_tasks_per_child=2) as pool:
         futures = [pool.submit(spin, 0.002) for _ in range(200)]
@@ -1341,6 +1385,50 @@ def test_lines_of_threads_of_one_task_stay_whole():
     """).clean()
     lines = result.stdout.splitlines()
     assert sorted(lines) == sorted(f"t{n} {i} some words end" for n in range(4) for i in range(300))
+
+
+def test_a_long_line_in_many_pieces():
+    """Its pieces are not copied with each further one: that would take minutes."""
+    result = run_script("""
+        import sys
+        from subinterp import InterpreterPool
+
+        def say(n):
+            for _ in range(5):
+                for _ in range(n):
+                    sys.stdout.write(".")
+                print()
+
+        with InterpreterPool(1) as pool:
+            pool.submit(say, 1_000_000).result(90)
+    """).clean()
+    assert result.stdout == ("." * 1_000_000 + "\n") * 5
+
+
+def test_flush_while_other_threads_begin_lines():
+    result = run_script("""
+        import sys, threading
+        from subinterp import InterpreterPool
+
+        def begin(go_on):
+            sys.stdout.write("x")
+            go_on.wait()
+
+        def several():
+            sys.setswitchinterval(1e-6)
+            go_on = threading.Event()
+            threads = [threading.Thread(target=begin, args=(go_on,)) for _ in range(400)]
+            starter = threading.Thread(target=lambda: [t.start() for t in threads])
+            starter.start()
+            while starter.is_alive():
+                sys.stdout.flush()
+            go_on.set()
+            for t in threads: t.join()
+
+        with InterpreterPool(1) as pool:
+            pool.submit(several).result()
+    """).clean()
+    assert result.stdout == "x" * 400
 
 
 def test_what_has_no_end_of_line_is_out_with_its_task(capsys):

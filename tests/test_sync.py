@@ -827,6 +827,7 @@ def test_objects_that_were_not_initialised():
     ):
         with pytest.raises(TypeError, match="not initialised"):
             operation()
+    assert Lock.__new__(Lock) != Lock.__new__(Lock)
     lock = Lock()
     with pytest.raises(TypeError, match="before"):
         lock.__init__()
@@ -1627,6 +1628,23 @@ def test_interrupted_task_leaves_its_wait(make, how, timeout):
             waited_for.release()
             assert call(pool, _locks.try_to_take, waited_for) is True
             assert waited_for.acquire(False)
+
+
+@frees_blocked_calls
+def test_numbers_of_a_barrier_without_the_one_that_was_interrupted(pool1):
+    barrier, began = Barrier(3), Event()
+    future = pool1.submit(_locks.wait_in, barrier, "wait", began, None)
+    wait_until(lambda: barrier.n_waiting == 1)
+    with contextlib.ExitStack() as stack:
+        outcomes = [stack.enter_context(in_thread(barrier.wait))]
+        wait_until(lambda: barrier.n_waiting == 2)
+        assert future.interrupt()
+        assert type(future.exception(LONG)) is TaskInterrupted
+        assert barrier.n_waiting == 1
+        outcomes.append(stack.enter_context(in_thread(barrier.wait)))
+        wait_until(lambda: barrier.n_waiting == 2)
+        outcomes.append([barrier.wait(LONG)])
+    assert outcomes == [[0], [1], [2]]
 
 
 @frees_blocked_calls

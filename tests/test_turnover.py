@@ -13,7 +13,7 @@ import pytest
 
 import _stopwork as work
 import subinterp
-from _support import run_script, wait_until
+from _support import frees_blocked_calls, run_script, wait_until
 from _work import Gate, interpreter_id, pass_gate, square
 from subinterp import (
     BrokenInterpreterPool,
@@ -188,6 +188,7 @@ def test_terminate_while_tasks_begin():
                     future.result(LONG)
 
 
+@frees_blocked_calls
 def test_terminate_ends_a_map():
     with InterpreterPool(2) as pool:
         results = pool.map(work.sleep_seconds, [0] + [1000] * 20, chunksize=1)

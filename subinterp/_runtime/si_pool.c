@@ -848,8 +848,11 @@ void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls)
     if (h)
         atomic_fetch_add_explicit(&h->refs, 1, memory_order_relaxed);
     si_context *cx = forsake_locked(w);
-    w->left_behind = true;
-    int n = ++p->n_left;
+    /* Its task may have ended, and the interpreter with it, just after the decision. */
+    w->left_behind = !w->returned;
+    if (w->left_behind)
+        p->n_left++;
+    int n = p->n_left;
     bool closing = p->closing;
     si_unlock(&p->mu);
     give_up(cx);
@@ -870,6 +873,7 @@ void si_pool_leave_worker(si_pool *p, si_worker *w, uint32_t n_calls)
 void si_pool_worker_returned(si_pool *p, si_worker *w)
 {
     si_lock(&p->mu);
+    w->returned = true;
     if (w->left_behind) {
         w->left_behind = false;
         p->n_left--;

@@ -108,11 +108,14 @@ typedef struct si_worker {
     _Atomic bool before;        /* ... was raised before, and is to be raised once more */
     _Atomic bool signalled;     /* a signal is on its way */
     _Atomic bool freed;         /* one has ended a blocked call */
+    _Atomic bool goes_on;       /* ... and another one, after the first was cleaned up after */
+    _Atomic int returns;        /* how often the pending call came again, for that to be over */
     _Atomic uintptr_t blocked_at;   /* where the last signal found it; written by the handler */
     _Atomic uintptr_t handled;  /* the exception that was being handled then; compared, never followed */
     int shield;                 /* > 0: not now; written by the thread, under its interpreter's lock */
     unsigned long ident;        /* as `threading` has it; set by the thread while STARTING */
-    bool left_behind;           /* in pool->n_left; guarded by pool->mu, like the next one */
+    bool left_behind;           /* in pool->n_left; guarded by pool->mu, like the next two */
+    bool returned;              /* its interpreter has ended */
     bool leaving;               /* in pool->n_leaving: takes no more tasks */
 
     /* the thread's own, under its interpreter's lock */

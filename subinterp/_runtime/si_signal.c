@@ -42,11 +42,6 @@ int si_signal_reserve(_Atomic int *number, si_handler handler, bool restart)
     return found;
 }
 
-void si_signal_after_fork(void)
-{
-    atomic_store(&reserve_mu.word, 0);
-}
-
 bool si_signal_send(int64_t thread_id, int signum, union sigval value)
 {
     siginfo_t info = {0};
@@ -133,5 +128,13 @@ void si_dump_end(void)
 {
     while (!withdraw())
         usleep(100);
+    atomic_store(&write_stack, NULL);
+}
+
+void si_signal_after_fork(void)
+{
+    atomic_store(&reserve_mu.word, 0);
+    /* Who writes, or waits for it, is in the parent. */
+    atomic_fetch_and(&dump, ~(uint32_t)PHASE);
     atomic_store(&write_stack, NULL);
 }

@@ -12,6 +12,10 @@
 #define NEXT_SIGNAL 10000000LL
 /* The monitor's thread ends when nothing was to be watched for so long. */
 #define LINGER 5000000000LL
+/* While an exception is being handled, a pending call comes back at each step
+ * so many times in one call, and then with each turn of the monitor only: long
+ * clean-ups shall not be slowed down. */
+#define RETURNS 3000
 /* Workers left behind in one go; more are in the next. */
 #define AT_ONCE 16
 /* A worker's deadline, once the monitor has seen it pass. */
@@ -72,7 +76,7 @@ static bool has_landed(si_worker *w)
  * thread, or under its interpreter's lock. */
 static bool is_cleaning_up(si_worker *w)
 {
-    if (!atomic_load(&w->freed) || atomic_load(&w->delivered))
+    if (!atomic_load(&w->freed) || atomic_load(&w->delivered) || atomic_load(&w->goes_on))
         return false;
     PyObject *handled = si_handled_exception(w->ts);
     return handled && (uintptr_t)handled != atomic_load(&w->handled);
@@ -97,6 +101,10 @@ static void freed_cb(int number, siginfo_t *info, void *context)
             place = 0;
         if (place && place == atomic_load(&w->blocked_at)) {
             si_free_blocked_call(context);
+            /* It blocks again after a clean-up in which no pending call is waiting
+             * any more: what it raises now need not come before ours. */
+            if (atomic_load(&w->returns) >= RETURNS)
+                atomic_store(&w->goes_on, true);
             atomic_store(&w->handled, (uintptr_t)si_handled_exception(w->ts));
             atomic_store(&w->freed, true);
         }
@@ -120,9 +128,11 @@ static int deliver_cb(void *arg)
         si_worker_release(w);
         return 0;
     }
-    if (si_call_is_asked(w) && is_cleaning_up(w)
-        && _PyEval_AddPendingCall(w->interp, deliver_cb, w, 0) == 0)
-        return 0;   /* comes again at the next step, with the same reference */
+    if (si_call_is_asked(w) && is_cleaning_up(w) && atomic_load(&w->returns) < RETURNS) {
+        atomic_fetch_add(&w->returns, 1);
+        if (_PyEval_AddPendingCall(w->interp, deliver_cb, w, 0) == 0)
+            return 0;   /* comes again at the next step, with the same reference */
+    }
     atomic_store(&w->posted, false);
     if (si_call_is_asked(w) && !w->shield && !atomic_load(&w->delivered) && !is_cleaning_up(w)) {
         PyObject *type = PyObject_GetAttrString(w->cx->worker_module, "Interrupt");
@@ -298,6 +308,8 @@ si_call_end si_call_end_asked(si_worker *w, uintptr_t call)
     atomic_store(&w->delivered, false);
     atomic_store(&w->before, false);
     atomic_store(&w->freed, false);
+    atomic_store(&w->goes_on, false);
+    atomic_store(&w->returns, 0);
     atomic_store(&w->blocked_at, 0);
     if (call & SI_CALL_LEFT)
         return SI_CALL_ABANDONED;
@@ -321,6 +333,9 @@ static bool leave_locked(si_worker *w, uintptr_t call, left_behind *l)
 {
     uint32_t running = SI_W_RUNNING;
     si_task *t = (si_task *)(call & ~SI_CALL_FLAGS);
+    /* About to begin; or it was cancelled, and the worker finds out just now. */
+    if ((si_task_word(t) & SI_STATE_MASK) != SI_RUNNING)
+        return false;
     /* The worker would wait for workers_mu before it gave its own ones up. */
     atomic_fetch_add_explicit(&t->refs, 1, memory_order_relaxed);
     if (!atomic_compare_exchange_strong(&w->call, &call, SI_CALL_LEFT)) {
@@ -380,6 +395,8 @@ static int64_t look(left_behind *left, int *n_left)
                 next = 0;
             else if (leave_locked(w, call, &left[*n_left]))
                 ++*n_left;
+            else if (now + FIRST_SIGNAL < next)
+                next = now + FIRST_SIGNAL;
             continue;
         }
         else

@@ -755,8 +755,13 @@ si_ret si_barrier_leave(si_sync *s, si_sync_waiter *w, bool in_time)
         unlist_waiter(s, w);
         if (in_time) {
             st = SI_EMPTY;
-            if (w->index >= 0 && !atomic_load(&s->acting))
+            if (w->index >= 0 && !atomic_load(&s->acting)) {
+                /* Those that came later move up: no number comes twice. */
+                for (si_sync_waiter *later = s->first; later; later = later->next)
+                    if (later->index > w->index)
+                        later->index--;
                 s->count--;
+            }
         }
         else {
             wake = s->broken = true;

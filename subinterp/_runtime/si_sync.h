@@ -64,7 +64,7 @@ typedef struct si_sync_waiter {
     int64_t since;          /* when it began to wait; 0: it has not */
     uint32_t epoch;         /* events: when it was listed first */
     uint64_t round;         /* barriers: which it is the last of */
-    int64_t index;          /* barriers: how many came before; -1: not let in yet */
+    int64_t index;          /* barriers: how many came before and are still there; -1: not let in yet */
 } si_sync_waiter;
 
 typedef struct si_sync {

@@ -891,7 +891,7 @@ static void run_task(si_worker *w, si_task *t)
 {
     si_call_begin(w, t);
     if (!si_task_start(t)) {
-        atomic_store_explicit(&w->call, 0, memory_order_relaxed);
+        (void)si_call_finish(w);
         si_task_release(t);
         return;
     }
@@ -1732,6 +1732,7 @@ static si_worker *be_worker(si_worker *w)
     si_pool_worker_gone(p, w);
     if (!ended)
         halt();     /* its thread state stays; the thread must not run on */
+    this_worker = NULL;     /* a signal may still come */
     si_worker_release(w);
     si_pool_release(p);
     return parked;
