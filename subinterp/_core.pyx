@@ -2283,7 +2283,7 @@ cdef class PoolCore:
 
 
 cdef object _state_name(uint32_t state):
-    if state == SI_W_STARTING:
+    if state == SI_W_STARTING or state == SI_W_PREPARING:
         return "starting"
     if state == SI_W_IDLE:
         return "idle"
@@ -5113,11 +5113,22 @@ def in_worker():
 def abandon_workers(double grace):
     """At exit of the process: make workers that have not ended harmless.
 
-    Those that may still end are given `grace` seconds.
+    Those that may still end are given `grace` seconds, or until Ctrl-C, which has
+    its effect thereby: it is not raised.
     """
-    cdef int64_t ns = <int64_t>(grace * 1e9)
-    with nogil:
-        si_exit_abandon(ns)
+    cdef int64_t until = si_now() + <int64_t>(grace * 1e9)
+    cdef bint ended = False
+    si_exit_begin()
+    try:
+        while not ended and si_now() < until:
+            with nogil:
+                ended = si_exit_wait(min(until, si_now() + 50000000))
+            PyErr_CheckSignals()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        with nogil:
+            si_exit_abandon()
 
 
 def set_spin_time(double seconds):
