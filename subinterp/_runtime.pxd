@@ -274,6 +274,7 @@ cdef extern from "si_pool.h" nogil:
 
 
 cdef extern from "si_stop.h" nogil:
+    bint si_call_is_asked(si_worker *w)
     bint si_call_take(si_worker *w)
     bint si_stop_task(si_task *t)
     void si_stop_all(si_pool *p, int64_t grace)
