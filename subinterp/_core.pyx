@@ -42,8 +42,7 @@ cdef extern from "Python.h":
     bint PyIndex_Check(object o)
     object PyNumber_Index(object o)
     int64_t PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
-    object PyRun_String(const char *text, int start, object globals_, object locals_)
-    int Py_eval_input
+    object PyEval_EvalCode(object code, object globals_, object locals_)
     void Py_DECREF_ptr "Py_DECREF" (PyObject *o)
     int PyBuffer_FillInfo(Py_buffer *view, object o, void *buf, Py_ssize_t len, bint readonly, int flags) except -1
     const Py_buffer *PyPickleBuffer_GetBuffer(object o) except NULL
@@ -124,6 +123,9 @@ cdef int64_t _deadline(object timeout) except -1:
     return si_now() + <int64_t>(seconds * 1e9)
 
 
+cdef class Context
+
+
 cdef int _look_around() except -1:
     """After a wait that something has cut short: let in what interrupts one. Signal
     handlers in the main thread; the interruption of the task that waits; pending
@@ -133,8 +135,12 @@ cdef int _look_around() except -1:
     if si_call_take(si_worker_self()):
         from subinterp._worker import Interrupt
         raise Interrupt
+    # Not eval of a text: on 3.13 that makes CPython forget that the program ends by Ctrl-C.
+    cdef Context context = _context
+    if context.instant is None:
+        context.instant = compile("None", "<subinterp>", "eval")
     nothing = {}
-    PyRun_String("None", Py_eval_input, nothing, nothing)
+    PyEval_EvalCode(context.instant, nothing, nothing)
     return 0
 
 
@@ -193,6 +199,7 @@ cdef class Context:
     cdef si_context *cx
     cdef readonly object notifier       # the _Notifier, or None
     cdef dict maps                      # address -> weak reference, of maps that are under way
+    cdef object instant                 # code that does nothing; see _look_around
 
     def renew(self):
         """In the child of a fork, and for the next pool of a parked interpreter: nothing
