@@ -136,11 +136,8 @@ cdef int _look_around() except -1:
         from subinterp._worker import Interrupt
         raise Interrupt
     # Not eval of a text: on 3.13 that makes CPython forget that the program ends by Ctrl-C.
-    cdef Context context = _context
-    if context.instant is None:
-        context.instant = compile("None", "<subinterp>", "eval")
     nothing = {}
-    PyEval_EvalCode(context.instant, nothing, nothing)
+    PyEval_EvalCode((<Context>_context).instant, nothing, nothing)
     return 0
 
 
@@ -234,6 +231,7 @@ cdef Context _new_context():
     c.cx.core_loaded = True
     c.notifier = None
     c.maps = {}
+    c.instant = compile("None", "<subinterp>", "eval")
     return c
 
 
