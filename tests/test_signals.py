@@ -626,6 +626,7 @@ pool.shutdown(wait=False, cancel_futures=True)
 sys.exit(5)
 """,
         [INT],
+        pause=0.5,  # it is on its way into that wait
     ).clean(5)
 
 
