@@ -68,7 +68,7 @@ class FunctionRef: ...
 class FutureCore:
     # Read-only; typeshed has them as attributes of concurrent.futures.Future.
     _condition: Condition
-    _waiters: list[Any]
+    _waiters: Any
     _done_callbacks: list[Callable[[Any], object]]
     _state: str
     _result: Any

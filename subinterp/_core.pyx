@@ -42,8 +42,7 @@ cdef extern from "Python.h":
     bint PyIndex_Check(object o)
     object PyNumber_Index(object o)
     int64_t PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
-    object PyRun_String(const char *text, int start, object globals_, object locals_)
-    int Py_eval_input
+    object PyEval_EvalCode(object code, object globals_, object locals_)
     void Py_DECREF_ptr "Py_DECREF" (PyObject *o)
     int PyBuffer_FillInfo(Py_buffer *view, object o, void *buf, Py_ssize_t len, bint readonly, int flags) except -1
     const Py_buffer *PyPickleBuffer_GetBuffer(object o) except NULL
@@ -124,6 +123,9 @@ cdef int64_t _deadline(object timeout) except -1:
     return si_now() + <int64_t>(seconds * 1e9)
 
 
+cdef class Context
+
+
 cdef int _look_around() except -1:
     """After a wait that something has cut short: let in what interrupts one. Signal
     handlers in the main thread; the interruption of the task that waits; pending
@@ -133,17 +135,27 @@ cdef int _look_around() except -1:
     if si_call_take(si_worker_self()):
         from subinterp._worker import Interrupt
         raise Interrupt
+    # Not eval of a text: on 3.13 that makes CPython forget that the program ends by Ctrl-C.
     nothing = {}
-    PyRun_String("None", Py_eval_input, nothing, nothing)
+    PyEval_EvalCode((<Context>_context).instant, nothing, nothing)
     return 0
 
 
-cdef bint _is_stop(exc) except -1:
-    """Ctrl-C, or an interruption of the task that waits: what it waited for shall stop, too."""
-    if isinstance(exc, KeyboardInterrupt):
-        return True
-    from subinterp._worker import Interrupt
-    return isinstance(exc, Interrupt)
+cdef int _let_in() except -1:
+    """As _look_around, for loops in C that may never have to wait: next to nothing
+    if nothing came."""
+    cdef si_worker *me = si_worker_self()
+    PyErr_CheckSignals()
+    if me != NULL and si_call_is_asked(me):
+        _look_around()
+    return 0
+
+
+cdef bint _is_stop(exc) noexcept:
+    """What ended a wait shall stop what was waited for, too: Ctrl-C, `sys.exit` in a signal
+    handler, an interruption of the task that waits. An ordinary exception of a handler
+    ends the wait only, as a timeout does."""
+    return not isinstance(exc, Exception)
 
 
 cdef int _stop_task(si_task *t) except -1:
@@ -175,10 +187,16 @@ def check_timeout(timeout):
 
 # ---- the interpreter's context ----------------------------------------------------
 
+cdef class PoolCore
+cdef class MapIterator
+
+
 cdef class Context:
     """What this interpreter needs of its own; one instance, `_context`."""
     cdef si_context *cx
     cdef readonly object notifier       # the _Notifier, or None
+    cdef dict maps                      # address -> weak reference, of maps that are under way
+    cdef object instant                 # code that does nothing; see _look_around
 
     def renew(self):
         """In the child of a fork, and for the next pool of a parked interpreter: nothing
@@ -186,6 +204,25 @@ cdef class Context:
         self.cx = si_context_of(PyInterpreterState_Get())
         self.cx.core_loaded = True
         self.notifier = None
+        self.maps = {}
+
+    cdef int feed_maps(self, PoolCore owner, bint cancel) except -1:
+        """The pool (None: every one) closes: maps whose results are still to be read get
+        all their input first."""
+        cdef MapIterator it
+        for ref in list(self.maps.values()):
+            it = ref()
+            if it is None or (owner is not None and it.owner is not owner):
+                continue
+            self.maps.pop(_address(it), None)
+            try:
+                it._feed_rest(cancel)
+            except Exception as exc:
+                if owner is not None:
+                    raise
+                import sys
+                sys.unraisablehook(_Unraisable(exc))    # at exit, when nobody can be told
+        return 0
 
 
 cdef Context _new_context():
@@ -193,6 +230,8 @@ cdef Context _new_context():
     c.cx = si_context_of(PyInterpreterState_Get())
     c.cx.core_loaded = True
     c.notifier = None
+    c.maps = {}
+    c.instant = compile("None", "<subinterp>", "eval")
     return c
 
 
@@ -780,6 +819,29 @@ cdef int _wait_task(si_pool *pool, si_task *t, int64_t deadline) except -1:
 cdef class LoopPort
 
 
+cdef class _Waiters:
+    """Who waits for a future in `concurrent.futures.wait` or `as_completed`, as these see it.
+
+    They know nothing of interruptions: an event of ours takes the place of the one
+    that they sleep on.
+    """
+    cdef FutureCore future
+
+    def append(self, waiter):
+        from subinterp import _notify
+        self.future.waiters.append(waiter)
+        event = _notify.event_of(waiter)
+        if event is not None:
+            event.futures.add(self.future)
+
+    def remove(self, waiter):
+        from subinterp import _notify
+        self.future.waiters.remove(waiter)
+        event = _notify.event_of(waiter)
+        if event is not None:
+            event.futures.discard(self.future)
+
+
 cdef class FutureCore:
     """The C half of a Future: its task, and what Python made of the outcome.
 
@@ -829,9 +891,12 @@ cdef class FutureCore:
 
     @property
     def _waiters(self):
+        cdef _Waiters waiters
         if self.condition is None:
             self._observe()
-        return self.waiters
+        waiters = _Waiters.__new__(_Waiters)
+        waiters.future = self
+        return waiters
 
     @property
     def _done_callbacks(self):
@@ -1039,6 +1104,7 @@ cdef class FutureCore:
         Notes
         -----
         Blocks with the interpreter's lock released: a short spin, then asleep.
+        Ctrl-C meanwhile interrupts the call.
         """
         if self.decoded == 1:
             return self.value
@@ -1674,7 +1740,6 @@ cdef class PoolCore:
     cdef FunctionRef last_ref
     cdef dict by_name                   # function -> FunctionRef
     cdef dict by_value                  # id(function) -> _ByValue
-    cdef dict maps                      # id -> weak reference to a MapIterator still fed
     cdef _PoolHandle forwarder          # while the notifier writes its output
     cdef bint owner                     # made here, not received
     cdef object __weakref__
@@ -1722,7 +1787,6 @@ cdef class PoolCore:
         self.empty = ()
         self.by_name = {}
         self.by_value = {}
-        self.maps = {}
         return 0
 
     def _open(self, int max_workers, int64_t max_tasks, str name, str key, dict boot, initializer,
@@ -2059,24 +2123,30 @@ cdef class PoolCore:
                 self._refused(st)
         finally:
             free(tasks)
+        try:
+            for fut in futures:
+                fut._await(None)
+        except BaseException as exc:
+            if _is_stop(exc):
+                for fut in futures:
+                    fut.interrupt()
+            raise
         results = []
         failure = None
-        for future in futures:
+        for fut in futures:
             try:
-                results.append(future.result())
-            except Exception as exc:
-                if failure is None:
-                    failure = exc
-            except BaseException as exc:
-                if _is_stop(exc):
-                    for other in futures:
-                        other.interrupt()
-                raise
+                error = fut.exception()
+            except Exception as exc:        # cancelled, or not to be decoded
+                error = exc
+            if error is None:
+                results.append(fut.value)
+            elif failure is None:
+                failure = error
         if failure is not None:
             try:
                 raise failure
             finally:
-                failure = None
+                failure = error = None
         return results
 
     def _map(self, fn, iterables, timeout, chunksize, buffersize, bint star, bint unordered,
@@ -2123,21 +2193,20 @@ cdef class PoolCore:
         """Cancel what is queued and interrupt what runs; -1: with the pool's own grace."""
         if self.pool == NULL or self.pool.generation != si_generation():
             return
-        for ref in list(self.maps.values()):
-            it = ref()
-            if it is not None:
-                (<MapIterator>it)._feed_rest(True)
-        self.maps.clear()
+        self.context.feed_maps(self, True)
         self._stop_all(grace)
 
     def _close(self, bint cancel, bint give_up):
-        if self.pool != NULL:
-            # Maps whose results are still to be read get all their input first.
-            for ref in list(self.maps.values()):
-                it = ref()
-                if it is not None:
-                    (<MapIterator>it)._feed_rest(cancel)
-            self.maps.clear()
+        if self.pool == NULL:
+            return
+        try:
+            self.context.feed_maps(self, cancel)
+        except BaseException as exc:
+            if _is_stop(exc):
+                self._stop_all(-1)
+            raise
+        finally:
+            # Also if an input raised, or Ctrl-C came meanwhile.
             si_pool_close(self.pool, cancel, give_up)
             self._forget_names()
             self.by_value.clear()
@@ -2300,7 +2369,7 @@ cdef class PoolCore:
 
 
 cdef object _state_name(uint32_t state):
-    if state == SI_W_STARTING:
+    if state == SI_W_STARTING or state == SI_W_PREPARING:
         return "starting"
     if state == SI_W_IDLE:
         return "idle"
@@ -2411,6 +2480,7 @@ def close_pools_of_this_interpreter():
     cdef Context context = _context
     try:
         n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
+        context.feed_maps(None, False)
         for i in range(n):
             p = si_pool_find(ids[i])
             if p == NULL:
@@ -2423,16 +2493,19 @@ def close_pools_of_this_interpreter():
                         with nogil:
                             st = si_pool_join(p, SI_FOREVER)
                         _drain_output(p, context)
-                        try:
-                            _look_around()
-                        except BaseException as exc:
-                            if _is_stop(exc):
-                                si_pool_close(p, True, True)
-                                with nogil:
-                                    si_stop_all(p, -1)
-                            raise
+                        _look_around()
             finally:
                 si_pool_release(p)
+    except BaseException as exc:
+        if _is_stop(exc):
+            for i in range(n):
+                p = si_pool_find(ids[i])
+                if p != NULL:
+                    si_pool_close(p, True, True)
+                    with nogil:
+                        si_stop_all(p, -1)
+                    si_pool_release(p)
+        raise
     finally:
         if context.notifier is not None:
             context.notifier.stop()
@@ -2623,7 +2696,8 @@ cdef class MapIterator:
             raise _pickling.explain(fn, "fn", exc) from exc
         if self.function is None:
             self.function = self._one_map_function()
-        owner.maps[_address(self)] = PyWeakref_NewRef(self, _ForgetMap(owner.maps, _address(self)))
+        maps = owner.context.maps
+        maps[_address(self)] = PyWeakref_NewRef(self, _ForgetMap(maps, _address(self)))
         self._fill()
         if not self.exhausted and not self.chunksize and not self._cost():
             self._first_look()
@@ -2960,9 +3034,13 @@ cdef class MapIterator:
 
         Only input of a known and sane length: an endless one would never let go.
         """
+        cdef si_pool *pool = self.owner.pool
         if self.reading or cancel or self.buffersize or not 0 <= self.length - self.n_read <= REST_ITEMS:
             return
+        if pool.generation != si_generation() or si_pool_is_closing(pool):
+            return      # it takes no more
         while not self.exhausted and not self.closed:
+            _let_in()
             self._send_chunk(max(self._chunk_items(), 1))
 
     # ---- results ------------------------------------------------------------------
@@ -3086,6 +3164,7 @@ cdef class MapIterator:
         """Wait for the next chunk and make it the current one."""
         cdef si_task *t
         cdef uint32_t word
+        _let_in()
         if self.unordered:
             t = self._wait_any()
         else:
@@ -3150,7 +3229,7 @@ cdef class MapIterator:
 
     cdef int _finish(self) except -1:
         self.closed = True
-        self.owner.maps.pop(_address(self), None)
+        self.owner.context.maps.pop(_address(self), None)
         return 0
 
     def close(self):
@@ -3186,7 +3265,7 @@ cdef class MapIterator:
 
 
 cdef class _ForgetMap:
-    """Drops a collected map from its pool's list."""
+    """Drops a collected map from the list."""
     cdef dict maps
     cdef object key
 
@@ -3603,6 +3682,7 @@ cdef class RecvEnd(ChannelEnd):
 
     def __next__(self):
         errors = _errors()
+        _let_in()
         try:
             return self.recv()
         except errors.ChannelClosed:
@@ -5131,11 +5211,22 @@ def in_worker():
 def abandon_workers(double grace):
     """At exit of the process: make workers that have not ended harmless.
 
-    Those that may still end are given `grace` seconds.
+    Those that may still end are given `grace` seconds, or until Ctrl-C, which has
+    its effect thereby: it is not raised.
     """
-    cdef int64_t ns = <int64_t>(grace * 1e9)
-    with nogil:
-        si_exit_abandon(ns)
+    cdef int64_t until = si_now() + <int64_t>(grace * 1e9)
+    cdef bint ended = False
+    si_exit_begin()
+    try:
+        while not ended and si_now() < until:
+            with nogil:
+                ended = si_exit_wait(min(until, si_now() + 50000000))
+            PyErr_CheckSignals()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        with nogil:
+            si_exit_abandon()
 
 
 def set_spin_time(double seconds):

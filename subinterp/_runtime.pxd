@@ -207,7 +207,7 @@ cdef extern from "si_signal.h" nogil:
 
 cdef extern from "si_pool.h" nogil:
     ctypedef enum si_worker_state:
-        SI_W_STARTING, SI_W_IDLE, SI_W_RUNNING, SI_W_FINISHING, SI_W_ENDING, SI_W_ENDED
+        SI_W_STARTING, SI_W_PREPARING, SI_W_IDLE, SI_W_RUNNING, SI_W_FINISHING, SI_W_ENDING, SI_W_ENDED
         SI_W_ABANDONED, SI_W_JAILED, SI_W_PARKED
     ctypedef struct si_worker_view:
         int index
@@ -268,13 +268,16 @@ cdef extern from "si_pool.h" nogil:
     si_worker *si_worker_self()
     si_output *si_pool_take_output(si_pool *p, int64_t interp_id)
     void si_measure_memory()
-    void si_exit_abandon(int64_t grace_ns)
+    void si_exit_begin()
+    bint si_exit_wait(int64_t until)
+    void si_exit_abandon()
     bint si_pool_tell_broken(si_pool *p)
     bint si_pool_given_up(si_pool *p)
     size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
 
 
 cdef extern from "si_stop.h" nogil:
+    bint si_call_is_asked(si_worker *w)
     bint si_call_take(si_worker *w)
     bint si_stop_task(si_task *t)
     void si_stop_all(si_pool *p, int64_t grace)

@@ -816,7 +816,8 @@ class InterpreterPool(_core.PoolCore, Executor):
 
         Notes
         -----
-        Idempotent. Waits with the interpreter's lock released. With
+        Idempotent. Waits with the interpreter's lock released. Ctrl-C meanwhile
+        cancels and interrupts all tasks, and ends the wait. With
         ``wait=False`` the program still waits for the pool's tasks when it
         ends, except if `cancel_futures` is true as well.
         """

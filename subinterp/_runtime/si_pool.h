@@ -24,6 +24,7 @@ typedef struct si_pool si_pool;
 
 typedef enum {
     SI_W_STARTING = 0,  /* its thread creates the interpreter */
+    SI_W_PREPARING,     /* runs the initializer */
     SI_W_IDLE,          /* waits, or is about to */
     SI_W_RUNNING,       /* runs a task */
     SI_W_FINISHING,     /* takes no more tasks; Python code of its end may run */
@@ -351,8 +352,12 @@ int si_load_core(si_context *cx);
 
 /* For tests: so many of the next attempts to make a worker's interpreter fail. */
 void si_fail_for_tests(int n);
-/* Exit: called by the main interpreter, holding its lock. */
-void si_exit_abandon(int64_t grace_ns);
+/* Exit: called by the main interpreter. No more workers are made from here on. */
+void si_exit_begin(void);
+/* True: all have ended, or never will. */
+bool si_exit_wait(int64_t until);
+/* What is left is made harmless. */
+void si_exit_abandon(void);
 /* Ids of the pools an interpreter made; returns how many there are. */
 size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max);
 

@@ -79,7 +79,8 @@ static void note_arena(int64_t n)
     for (si_worker *w = workers; w; w = w->all_next) {
         uint32_t s = atomic_load(&w->state);
         /* It is not being made or ended: we are in it. */
-        if ((s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING || s == SI_W_ABANDONED)
+        if ((s == SI_W_PREPARING || s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING
+             || s == SI_W_ABANDONED)
             && w->interp == interp && w->cx) {
             atomic_fetch_add(&w->cx->arena_bytes, n);
             break;
@@ -1245,6 +1246,14 @@ static begun create_interpreter(si_worker *w)
     return BEGUN_WELL;
 }
 
+static bool is_exiting(void)
+{
+    si_lock(&workers_mu);
+    bool yes = exiting;
+    si_unlock(&workers_mu);
+    return yes;
+}
+
 /* As the founder of its home. */
 static begun begin_interpreter(si_worker *w)
 {
@@ -1262,6 +1271,8 @@ static begun begin_interpreter(si_worker *w)
     }
     if (r != BEGUN_WELL)
         r = create_interpreter(w);
+    if (r == BEGUN_WELL)
+        (void)worker_becomes(w, SI_W_STARTING, SI_W_PREPARING);
     if (r == BEGUN_WELL && run_initializer(w) < 0) {
         break_with_exception(w, "a worker's initializer failed");
         r = BEGUN_BADLY;
@@ -1309,7 +1320,7 @@ static begun begin_work(si_worker *w)
     si_pool *p = w->pool;
     while (!w->founder) {
         begun r = join_interpreter(w);
-        if (r != BEGUN_NOTHING || !si_pool_counts(p, w) || si_pool_is_broken(p))
+        if (r != BEGUN_NOTHING || !si_pool_counts(p, w) || si_pool_is_broken(p) || is_exiting())
             return r;
         /* Its founder has failed. Perhaps this one does not. */
         if (!si_home_enter(p, w)) {
@@ -1319,7 +1330,7 @@ static begun begin_work(si_worker *w)
     }
     begun r = begin_interpreter(w);
     if (r == BEGUN_WELL) {
-        if (!worker_becomes(w, SI_W_STARTING, SI_W_IDLE)) {
+        if (!worker_becomes(w, SI_W_PREPARING, SI_W_IDLE)) {
             PyEval_SaveThread();
             halt();
         }
@@ -1863,24 +1874,35 @@ static bool any_live(bool ending_only)
     return any;
 }
 
-void si_exit_abandon(int64_t grace_ns)
+void si_exit_begin(void)
 {
     si_lock(&workers_mu);
     exiting = true;
     si_unlock(&workers_mu);
     si_park_close();
-    int64_t until = si_now() + grace_ns;
-    while (any_live(false) && si_now() < until)
+}
+
+bool si_exit_wait(int64_t until)
+{
+    while (any_live(false)) {
+        if (si_now() >= until)
+            return false;
         usleep(1000);
+    }
+    return true;
+}
+
+void si_exit_abandon(void)
+{
     /* Half-made and half-ended interpreters cannot be jailed: they finish. */
-    until = si_now() + 10000000000LL;
+    int64_t until = si_now() + 10000000000LL;
     for (;;) {
         PyInterpreterState *victim = NULL;
         si_context *cx = NULL;
         si_lock(&workers_mu);
         for (si_worker *w = workers; w && !victim; w = w->all_next) {
             uint32_t s = atomic_load(&w->state);
-            if ((s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING
+            if ((s == SI_W_PREPARING || s == SI_W_IDLE || s == SI_W_RUNNING || s == SI_W_FINISHING
                  || s == SI_W_ABANDONED)
                 && atomic_compare_exchange_strong(&w->state, &s, SI_W_JAILED)) {
                 cx = w->cx;     /* does not change any more */
@@ -1891,6 +1913,8 @@ void si_exit_abandon(int64_t grace_ns)
                     cx->jailed = true;
                     si_context_retain(cx);
                 }
+                if (s == SI_W_PREPARING && w->home)
+                    si_home_publish(w->home, SI_HOME_FAILED);
             }
         }
         si_unlock(&workers_mu);
