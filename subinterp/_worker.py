@@ -434,7 +434,7 @@ class _Text(io.TextIOWrapper):
         if self.write_through or not isinstance(text, str):
             return super().write(text)
         me = _thread.get_ident()
-        length, pieces = self._begun.pop(me, None) or (0, [])
+        length, pieces = self._begun.pop(me, (0, []))
         end = len(text) if length + len(text) > _LONGEST else text.rfind("\n") + 1
         if end:
             whole = "".join([*pieces, text[:end]])
@@ -454,7 +454,7 @@ class _Text(io.TextIOWrapper):
             # A copy: other threads begin lines meanwhile.
             for thread in list(self._begun):
                 if thread not in others:
-                    _, pieces = self._begun.pop(thread, None) or (0, [])
+                    _, pieces = self._begun.pop(thread, (0, []))
                     super().write("".join(pieces))
             if self._begun:
                 _dirty[0] = 1  # of other workers here, who flush it with their tasks' ends
