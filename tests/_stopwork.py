@@ -3,6 +3,11 @@
 import time
 
 
+def import_what_tasks_need():
+    for name in ("queue", "select", "socket", "subprocess", "threading", "subinterp"):
+        __import__(name)
+
+
 def loop():
     while True:
         pass

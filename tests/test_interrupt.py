@@ -34,12 +34,14 @@ def running(pool, fn, *args):
     """Submit a task, and wait until it runs; blocked tasks get time to block."""
     if fn is work.ignore:
         args[0][1] = 0
+    elif pool.stats().queue_length == 0 and all(w.state == "idle" for w in pool.stats().workers):
+        pool.submit(work.import_what_tasks_need).result(LONG)  # so that it is soon in its code
     future = pool.submit(fn, *args)
     wait_until(future.running, what="the task's start")
     if fn is work.ignore:
         wait_until(lambda: args[0][1], what="its ignoring")
     else:
-        time.sleep(0.05)
+        time.sleep(0.1)
     return future
 
 

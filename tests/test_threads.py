@@ -333,6 +333,18 @@ def test_interruptions_at_random():
         assert asked > n_tasks / 10
 
 
+def test_interruptions_of_imports():
+    """Locks of the import system are not left behind, for the others in the interpreter."""
+    for _ in range(int(30 * STRESS) + 10):
+        with InterpreterPool(1, threads_per_interpreter=3) as pool:
+            futures = [pool.submit(_stopwork.loop) for _ in range(3)]
+            wait_until(lambda futures=futures: all(f.running() for f in futures))
+            for future in futures:
+                future.interrupt()
+            assert {type(f.exception(LONG)) for f in futures} == {TaskInterrupted}
+            assert pool.submit(work.note, 1).result(LONG) == [1]
+
+
 def test_one_that_does_not_stop_is_abandoned(stop, pool):
     """The others in its interpreter finish, and go on elsewhere."""
     fill(pool, 6)

@@ -284,11 +284,27 @@ static void give_up(si_context *cx)
     }
 }
 
+static void started_locked(si_pool *p, si_worker *w)
+{
+    if (w->starting) {
+        w->starting = false;
+        p->n_starting--;
+    }
+}
+
+void si_pool_started(si_pool *p, si_worker *w)
+{
+    si_lock(&p->mu);
+    started_locked(p, w);
+    si_unlock(&p->mu);
+}
+
 bool si_home_settle(si_pool *p, si_worker *w)
 {
     uint32_t s = SI_W_STARTING;
     si_context *cx = NULL;
     si_lock(&p->mu);
+    started_locked(p, w);
     bool open = w->home->open;
     if (!open)
         cx = forsake_locked(w);
@@ -372,6 +388,7 @@ static si_worker *add_worker(si_pool *p)
     p->n_workers++;
     p->n_alive++;
     p->n_starting++;
+    w->starting = true;
     atomic_store(&p->alive, (uint32_t)p->n_alive);
     return w;
 }
@@ -448,7 +465,6 @@ static void carry_out(si_pool *p, after_unlock *a)
     if (st != SI_OK) {
         si_lock(&p->mu);
         bool none = p->n_alive <= 1;
-        p->n_starting--;
         si_unlock(&p->mu);
         /* No replacement: that would fail as well, and be tried for ever. */
         worker_gone(p, a->start, false);
@@ -909,6 +925,7 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace)
         return;
     }
     w->counted = false;
+    started_locked(p, w);
     note_looks_locked(p, w);
     if (w->idle)
         unidle(p, w);

@@ -89,6 +89,7 @@ typedef struct si_worker {
     bool at_home;               /* counted in home->n_workers */
     bool forsaken;              /* ... and in home->n_left */
     bool busy;                  /* ... and in home->n_busy */
+    bool starting;              /* counted in pool->n_starting */
     bool woken;                 /* by `choose`, and has not looked yet: counted in pool->n_woken */
     si_task *taken;             /* while IDLE: what it has taken and not begun. Who turns IDLE into
                                    another state owns it: the worker, or who left it behind */
@@ -289,6 +290,9 @@ bool si_pool_moves(si_pool *p, si_worker *w);
 /* Have this worker belong to an open home with room, or found one. False: no memory.
  * It keeps its old one if there is none. */
 bool si_home_enter(si_pool *p, si_worker *w);
+/* It is not starting any more. */
+void si_pool_started(si_pool *p, si_worker *w);
+
 /* For the founder: the interpreter is there (SI_HOME_READY), or will not be. */
 void si_home_publish(si_home *h, uint32_t ready);
 /* For others: wait for that. SI_HOME_READY or SI_HOME_FAILED. */

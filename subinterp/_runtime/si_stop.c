@@ -97,9 +97,9 @@ static void freed_cb(int number, siginfo_t *info, void *context)
          * fails: that of the interpreter is known by its address, the others are
          * held for an instant, so that nobody is found there twice. */
         uintptr_t place = si_blocked_place(context);
-        if (place && si_runtime_is_inside(atomic_load(&w->interp), si_blocked_on(context)))
-            place = 0;
-        if (place && place == atomic_load(&w->blocked_at)) {
+        bool waits_for_lock = place && si_runtime_is_inside(atomic_load(&w->interp),
+                                                            si_blocked_on(context));
+        if (place && !waits_for_lock && place == atomic_load(&w->blocked_at)) {
             si_free_blocked_call(context);
             /* It blocks again after a clean-up in which no pending call is waiting
              * any more: what it raises now need not come before ours. */
@@ -108,7 +108,9 @@ static void freed_cb(int number, siginfo_t *info, void *context)
             atomic_store(&w->handled, (uintptr_t)si_handled_exception(w->ts));
             atomic_store(&w->freed, true);
         }
-        atomic_store(&w->blocked_at, place);
+        /* A call that CPython repeats is left for the lock, and entered again. */
+        if (!waits_for_lock)
+            atomic_store(&w->blocked_at, place);
     }
     atomic_store(&w->signalled, false);
 }
@@ -252,6 +254,17 @@ void si_shield(si_worker *w)
     }
 }
 
+/* Whoever holds workers_mu is done when this returns. The interpreter's lock is
+ * let go meanwhile: who holds that mutex may be about to add a pending call, and
+ * wait for a thread that waits for this lock. */
+static void pass_workers_mu(void)
+{
+    PyThreadState *ts = PyEval_SaveThread();
+    (void)si_workers_lock();
+    si_workers_unlock();
+    PyEval_RestoreThread(ts);
+}
+
 void si_call_limit(si_worker *w, int64_t limit_ns)
 {
     int64_t now = si_now(), at = limit_ns < SI_FOREVER - now ? now + limit_ns : SI_FOREVER;
@@ -263,10 +276,8 @@ void si_call_unlimit(si_worker *w)
 {
     /* The monitor is just about to ask the call to stop: it shall not find
      * another one in its place. */
-    if (atomic_exchange(&w->deadline, 0) == DEADLINE_PASSED) {
-        (void)si_workers_lock();
-        si_workers_unlock();
-    }
+    if (atomic_exchange(&w->deadline, 0) == DEADLINE_PASSED)
+        pass_workers_mu();
 }
 
 bool si_call_take(si_worker *w)
@@ -282,11 +293,13 @@ bool si_call_again(si_worker *w)
 {
     if (!si_call_is_asked(w))
         return false;
+    PyThreadState *ts = PyEval_SaveThread();    /* see pass_workers_mu */
     (void)si_workers_lock();
     w->signal_at = si_now() + FIRST_SIGNAL;
     atomic_store(&w->before, true);
     atomic_store(&w->delivered, false);
     si_workers_unlock();
+    PyEval_RestoreThread(ts);
     /* The monitor posts the pending call. */
     need_monitor(0);
     return true;
@@ -295,8 +308,7 @@ bool si_call_again(si_worker *w)
 si_call_end si_call_end_asked(si_worker *w, uintptr_t call)
 {
     /* Whoever pokes this worker, or leaves it behind, is done with it. */
-    (void)si_workers_lock();
-    si_workers_unlock();
+    pass_workers_mu();
     /* A signal on its way comes with the next system calls, unless the task
      * has blocked it. */
     for (int i = 0; i < 1000 && atomic_load(&w->signalled); i++)

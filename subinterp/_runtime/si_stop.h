@@ -55,13 +55,14 @@ typedef enum {
 /* Before the task's start: its code is about to run. */
 static inline void si_call_begin(si_worker *w, si_task *t)
 {
+    w->shield = 0;  /* a task that reaches the limit of recursion may leave it up */
     atomic_store_explicit(&w->call, (uintptr_t)t, memory_order_release);
 }
 
 si_call_end si_call_end_asked(si_worker *w, uintptr_t call);
 
 /* The task's code is over: nothing will interrupt this thread any more. The
- * interpreter's lock is held, and not released meanwhile. */
+ * interpreter's lock is held, and let go meanwhile if there was something. */
 static inline si_call_end si_call_finish(si_worker *w)
 {
     uintptr_t call = atomic_exchange_explicit(&w->call, 0, memory_order_acq_rel);

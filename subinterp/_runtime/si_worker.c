@@ -22,6 +22,7 @@
 #include "si_signal.h"
 
 #include <marshal.h>
+#include <sched.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -75,7 +76,13 @@ static void note_arena(int64_t n)
     PyInterpreterState *interp = ts ? PyThreadState_GetInterpreter(ts) : NULL;
     if (!interp || interp == PyInterpreterState_Main())
         return;
-    si_lock(&workers_mu);
+    /* Not for ever: who holds it may wait for a thread that waits for our
+     * interpreter's lock (see pass_workers_mu), which cannot be let go here. */
+    for (int i = 0; !si_trylock(&workers_mu); i++) {
+        if (i == 10000)
+            return;
+        sched_yield();
+    }
     for (si_worker *w = workers; w; w = w->all_next) {
         uint32_t s = atomic_load(&w->state);
         /* It is not being made or ended: we are in it. */
@@ -1420,13 +1427,6 @@ static bool end_interpreter(si_worker *w, bool recycle)
     return true;
 }
 
-static void left_starting(si_worker *w)
-{
-    si_lock(&w->pool->mu);
-    w->pool->n_starting--;
-    si_unlock(&w->pool->mu);
-}
-
 /* How long tasks may follow each other before other threads of the interpreter
  * get their turn. Tasks that are C functions never reach the eval loop, where
  * those could ask for it. */
@@ -1681,13 +1681,12 @@ static void leave_interpreter(si_worker *w, bool recycle)
 /* Be in a home until it is left. Returns whether the thread may go on: false,
  * its thread state stays where it is. *parked: what the thread is now, NULL: it
  * is no interpreter's. *recycle: it is to go on in another home. */
-static bool live_in_home(si_worker *w, bool *counted_start, bool *recycle, si_worker **parked)
+static bool live_in_home(si_worker *w, bool *recycle, si_worker **parked)
 {
     si_pool *p = w->pool;
     begun r = begin_work(w);
-    if (*counted_start)
-        left_starting(w);
-    *counted_start = *recycle = false;
+    si_pool_started(p, w);
+    *recycle = false;
     if (r == BEGUN_WELL) {
         si_meter_begin(w->meter);
         *recycle = serve(w);
@@ -1717,13 +1716,13 @@ static si_worker *be_worker(si_worker *w)
 {
     si_pool *p = w->pool;
     si_worker *parked = NULL;
-    bool recycle, ended, counted_start = true;
+    bool recycle, ended;
     this_worker = w;
     atomic_store_explicit(&w->thread_id, gettid(), memory_order_relaxed);
     w->ident = PyThread_get_thread_ident();
     name_thread(p->name[0] ? p->name : "subinterp", w->index);
     for (;;) {
-        ended = live_in_home(w, &counted_start, &recycle, &parked);
+        ended = live_in_home(w, &recycle, &parked);
         if (!recycle || !ended || !si_pool_counts(p, w))
             break;
         if (!si_home_enter(p, w)) {
