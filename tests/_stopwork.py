@@ -376,8 +376,8 @@ def wait_for_two(gate, pool):
 
 def watched(started, stopped):
     """Run until it is interrupted, and say so; gates tell of both."""
-    started.set()
     try:
+        started.set()
         while True:
             pass
     finally:
