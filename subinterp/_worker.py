@@ -244,38 +244,23 @@ def leave_to_others() -> None:
 
 def _guard_imports(shield: "Callable[[bool], None]") -> None:
     importlib: Any = sys.modules["_frozen_importlib"]
-    if hasattr(importlib._ModuleLockManager, "_subinterp"):
-        return
+    if hasattr(importlib._get_module_lock, "_subinterp"):
+        return  # for an earlier pool
 
-    class ModuleLockManager(importlib._ModuleLockManager):  # type: ignore[misc]
-        _subinterp = True
-
-        def __enter__(self) -> None:
+    def shielded(function: "Callable[..., Any]") -> "Callable[..., Any]":
+        def call(*args: "Any") -> "Any":
             shield(True)
             try:
-                super().__enter__()
+                return function(*args)
             finally:
                 shield(False)
 
-        def __exit__(self, *args: object) -> None:
-            shield(True)
-            try:
-                super().__exit__(*args)
-                self._lock = None  # what is called when the last one lets it go belongs to it
-            finally:
-                shield(False)
+        vars(call)["_subinterp"] = True
+        return call
 
-    wait = importlib._lock_unlock_module
-
-    def lock_unlock_module(name: str) -> None:
-        shield(True)
-        try:
-            wait(name)
-        finally:
-            shield(False)
-
-    importlib._ModuleLockManager = ModuleLockManager
-    importlib._lock_unlock_module = lock_unlock_module
+    importlib._get_module_lock = shielded(importlib._get_module_lock)
+    for name in ("acquire", "release"):
+        setattr(importlib._ModuleLock, name, shielded(getattr(importlib._ModuleLock, name)))
 
 
 def let_imports_go() -> None:

@@ -249,8 +249,9 @@ void si_shield(si_worker *w)
     w->shield++;
     /* Set by another thread, and not raised yet. */
     if (si_call_is_asked(w) && atomic_load(&w->delivered) && !has_landed(w)) {
-        PyThreadState_SetAsyncExc(w->ident, NULL);
+        /* In this order: in between the monitor would take it to have landed. */
         atomic_store(&w->delivered, false);
+        PyThreadState_SetAsyncExc(w->ident, NULL);
     }
 }
 
