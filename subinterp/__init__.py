@@ -70,10 +70,19 @@ _HOMES = {
     "BrokenLockError": "errors",
     "BrokenBarrierError": "errors",
 }
-_MODULES = ("interpreters", "pool", "channels", "buffers", "sync", "observing", "errors")
+_MODULES = (
+    "interpreters",
+    "pool",
+    "channels",
+    "buffers",
+    "sync",
+    "observing",
+    "runtime",
+    "errors",
+)
 
 if TYPE_CHECKING:
-    from subinterp import buffers, channels, errors, interpreters, observing, pool, sync
+    from subinterp import buffers, channels, errors, interpreters, observing, pool, runtime, sync
     from subinterp._core import set_parked_limit, set_spin_time
     from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
@@ -155,6 +164,7 @@ __all__ = [
     "interpreters",
     "observing",
     "pool",
+    "runtime",
     "select",
     "set_parked_limit",
     "set_spin_time",

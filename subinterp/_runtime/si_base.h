@@ -71,11 +71,16 @@ typedef struct { si_word word; } si_mutex;
 
 void si_mutex_slow(si_mutex *mu);
 
-static inline void si_lock(si_mutex *mu)
+static inline bool si_trylock(si_mutex *mu)
 {
     uint32_t free_ = 0;
-    if (!atomic_compare_exchange_strong_explicit(&mu->word, &free_, 1,
-            memory_order_acquire, memory_order_relaxed))
+    return atomic_compare_exchange_strong_explicit(&mu->word, &free_, 1, memory_order_acquire,
+                                                   memory_order_relaxed);
+}
+
+static inline void si_lock(si_mutex *mu)
+{
+    if (!si_trylock(mu))
         si_mutex_slow(mu);
 }
 

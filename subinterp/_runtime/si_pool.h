@@ -290,7 +290,7 @@ int si_load_core(si_context *cx);
 void si_fail_for_tests(int n);
 /* Exit: called by the main interpreter, holding its lock. */
 void si_exit_abandon(int64_t grace_ns);
-/* Ids of the pools an interpreter made; returns how many there are. */
+/* Ids of the pools an interpreter made (-1: all); returns how many there are. */
 size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max);
 
 void si_message_after_fork(void);
