@@ -5156,6 +5156,16 @@ def extensions_unsupported():
     return "" if why == NULL else (<bytes>why).decode()
 
 
+def can_free_blocked_calls():
+    """Whether a blocked system call of an interrupted task can be ended here."""
+    return si_can_free_blocked_calls()
+
+
+def has_arenas():
+    """Whether Python uses its own allocator, whose memory is counted by interpreter."""
+    return si_has_arenas()
+
+
 def live_counts():
     """Live C objects of the process by kind; tasks and messages in debug builds only."""
     return {

@@ -10,6 +10,8 @@ cdef extern from "si_cython.h":
 
 cdef extern from "si_compat.h":
     int SI_PREIMPORT_DATETIME
+    bint si_can_free_blocked_calls()
+    bint si_has_arenas()
 
 
 cdef extern from "si_base.h" nogil:

@@ -1,5 +1,4 @@
-"""CPython's runtime seen from inside: interpreters, thread states, locks; and where the
-fields of ``_PyRuntimeState`` went.
+"""CPython's runtime seen from inside: interpreters, thread states, locks, and its fields.
 
 `snapshot` may be called in any interpreter, while others are made, run and end. See
 docs/runtime.md for what is read how, and under which lock.
@@ -11,7 +10,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from subinterp import _core
 
@@ -329,98 +328,33 @@ def snapshot(timeout: float = 0.1, *, _table: bytes | None = None) -> Snapshot:
     reports = _core.ask_interpreters(
         [i for i, asked in known.items() if asked and i not in parked], timeout
     )
-    workers = {
-        worker.interpreter: worker.info for worker in _workers() if worker.interpreter is not None
-    }
+    workers = _workers()
     looked = _core.look_at_runtime(_table)
     offsets = _core.runtime_layout(_table)
-    unknown = tuple(name for name, at in offsets.items() if at is None)
-    interpreters: list[InterpreterInfo] = []
-    locks: list[LockInfo] = []
     if looked is None:
-        for i in sorted(known):
-            answer: Answer = "answered"
-            if reports.get(i) is None:
-                answer = "parked" if i in parked else "busy" if known[i] else "ending"
-            interpreters.append(
-                InterpreterInfo(
-                    id=i,
-                    made_by=_MADE_BY[1] if i == 0 else None,
-                    worker=workers.get(i),
-                    state=None,
-                    own_lock=None,
-                    own_allocator=None,
-                    lock=None,
-                    config={},
-                    collector=_collector(None, None, (), (), reports.get(i)),
-                    threads=None,
-                    answer=answer,
-                    modules=_modules(reports.get(i)),
-                )
-            )
+        interpreters = [_unseen(i, known, parked, workers, reports) for i in sorted(known)]
+        locks: list[LockInfo] = []
     else:
-        rows, threads = looked
-        rows = [_Row(*row) for row in reversed(rows)]
+        rows = [_Row(*row) for row in reversed(looked[0])]
         owners = {row.own: row.id for row in rows if row.own}
-        lock_size = offsets["lock_size"] or 0
-        for row in rows:
-            report = reports.get(row.id)
-            if report is not None:
-                answer = "answered"
-            elif row.id in parked:
-                answer = "parked"
-            elif row.finalizing or known.get(row.id) is False:
-                answer = "ending"
-            elif row.id in reports:
-                answer = "busy" if row.locked else "blocked"
-            else:
-                answer = "foreign"
-            interpreters.append(
-                InterpreterInfo(
-                    id=row.id,
-                    made_by=_MADE_BY.get(row.whence) if row.whence is not None else None,
-                    worker=workers.get(row.id),
-                    state="ending" if row.finalizing else "ready" if row.ready else "starting",
-                    own_lock=row.own_lock,
-                    own_allocator=row.own_allocator,
-                    lock=owners.get(row.lock),
-                    config=row.config(),
-                    collector=_collector(
-                        row.gc_enabled, row.gc_collecting, row.thresholds, row.counts, report
-                    ),
-                    threads=None
-                    if row.threads is None
-                    else tuple(
-                        _thread(one, row.lock, lock_size, report)
-                        for one in reversed(threads[slice(*row.threads)])
-                    ),
-                    answer=answer,
-                    modules=_modules(report),
-                )
+        interpreters = [
+            InterpreterInfo(
+                id=row.id,
+                made_by=None if row.whence is None else _MADE_BY.get(row.whence),
+                worker=workers.get(row.id),
+                state="ending" if row.finalizing else "ready" if row.ready else "starting",
+                own_lock=row.own_lock,
+                own_allocator=row.own_allocator,
+                lock=owners.get(row.lock),
+                config=row.config(),
+                collector=row.collector(reports.get(row.id)),
+                threads=row.thread_infos(looked[1], offsets["lock_size"], reports.get(row.id)),
+                answer=_answer(row, known, parked, reports),
+                modules=_modules(reports.get(row.id)),
             )
-        for row in rows:
-            users = tuple(other.id for other in rows if other.lock == row.own)
-            if not row.own or not users:
-                continue
-            holder = [
-                one[1]
-                for other in rows
-                if other.lock == row.own and other.threads is not None
-                for one in threads[slice(*other.threads)]
-                if one[2]
-            ]
-            # As one that uses it saw it: the same for all of them.
-            seen = next(other for other in rows if other.lock == row.own)
-            locks.append(
-                LockInfo(
-                    interpreter=row.id,
-                    used_by=users,
-                    locked=bool(seen.locked),
-                    holder=holder[0] if holder else None,
-                    interval=None if seen.interval is None else seen.interval * 1e-6,
-                    switches=seen.switches,
-                )
-            )
+            for row in rows
+        ]
+        locks = _locks(rows, looked[1])
     return Snapshot(
         pid=os.getpid(),
         time=time.time(),
@@ -428,7 +362,7 @@ def snapshot(timeout: float = 0.1, *, _table: bytes | None = None) -> Snapshot:
         interpreters=tuple(interpreters),
         locks=tuple(locks),
         known=looked is not None,
-        unknown=unknown,
+        unknown=tuple(name for name, at in offsets.items() if at is None),
     )
 
 
@@ -441,6 +375,11 @@ type _Report = tuple[
     list[tuple[int, str]],
     list[tuple[int, int, int]],
 ]
+
+
+# A thread state: its thread as Python and as the system number it, whether it holds and
+# whether it waits for the lock.
+type _ThreadRow = tuple[int, int, bool | None, bool | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,51 +418,129 @@ class _Row:
         }
         return {name: flag for name, flag in flags.items() if flag is not None}
 
+    def collector(self, report: _Report | None) -> Collector:
+        def whole(numbers: list[int | None]) -> tuple[int, ...] | None:
+            known = tuple(n for n in numbers if n is not None)
+            return known if len(known) == len(numbers) else None
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    info: WorkerInfo
-    interpreter: int | None
+        return Collector(
+            self.gc_enabled,
+            self.gc_collecting,
+            whole(self.thresholds),
+            whole(self.counts),
+            *_collections(report),
+        )
+
+    def rows_of(self, threads: list[_ThreadRow]) -> list[_ThreadRow]:
+        """Those of its thread states, oldest first."""
+        return [] if self.threads is None else threads[slice(*self.threads)][::-1]
+
+    def thread_infos(
+        self, threads: list[_ThreadRow], lock_size: int | None, report: _Report | None
+    ) -> tuple[ThreadInfo, ...] | None:
+        if self.threads is None:
+            return None
+        return tuple(
+            _thread(one, self.lock, lock_size or 0, report) for one in self.rows_of(threads)
+        )
 
 
-def _workers() -> list[_Worker]:
-    return [
-        _Worker(WorkerInfo(number, name, index, state, thread_id), interpreter)
+def _workers() -> dict[int, WorkerInfo]:
+    """Return the worker of each interpreter that has one."""
+    return {
+        interpreter: WorkerInfo(number, name, index, state, thread_id)
         for number, name, _creator, _most, (_queued, _gone, workers) in _core.look_at_pools()
         for index, state, thread_id, interpreter, _memory, _since, _counts in workers
-    ]
+        if interpreter is not None
+    }
+
+
+def _answer(
+    row: _Row, known: dict[int, bool], parked: set[int], reports: dict[int, _Report | None]
+) -> Answer:
+    if reports.get(row.id) is not None:
+        return "answered"
+    if row.id in parked:
+        return "parked"
+    if row.finalizing or known.get(row.id) is False:
+        return "ending"
+    if row.id not in reports:
+        return "foreign"
+    return "busy" if row.locked or row.locked is None else "blocked"
+
+
+def _unseen(
+    interp_id: int,
+    known: dict[int, bool],
+    parked: set[int],
+    workers: dict[int, WorkerInfo],
+    reports: dict[int, _Report | None],
+) -> InterpreterInfo:
+    """Return an interpreter of which nothing is known but what it says itself."""
+    report = reports.get(interp_id)
+    answer: Answer = "busy" if known[interp_id] else "ending"
+    if report is not None:
+        answer = "answered"
+    elif interp_id in parked:
+        answer = "parked"
+    return InterpreterInfo(
+        id=interp_id,
+        made_by=_MADE_BY[1] if interp_id == 0 else None,
+        worker=workers.get(interp_id),
+        state=None,
+        own_lock=None,
+        own_allocator=None,
+        lock=None,
+        config={},
+        collector=Collector(None, None, None, None, *_collections(report)),
+        threads=None,
+        answer=answer,
+        modules=_modules(report),
+    )
+
+
+def _locks(rows: list[_Row], threads: list[_ThreadRow]) -> list[LockInfo]:
+    locks = []
+    for owner in rows:
+        users = [row for row in rows if owner.own and row.lock == owner.own]
+        if not users:
+            continue
+        holders = [
+            native
+            for row in users
+            for _ident, native, holds, _waits in row.rows_of(threads)
+            if holds
+        ]
+        # As the first of them saw it: it is one lock.
+        seen = users[0]
+        locks.append(
+            LockInfo(
+                interpreter=owner.id,
+                used_by=tuple(row.id for row in users),
+                locked=bool(seen.locked),
+                holder=holders[0] if holders else None,
+                interval=None if seen.interval is None else seen.interval * 1e-6,
+                switches=seen.switches,
+            )
+        )
+    return locks
 
 
 def _modules(report: _Report | None) -> tuple[str, ...] | None:
     return None if report is None else tuple(report[0])
 
 
-def _collector(
-    enabled: bool | None,
-    collecting: bool | None,
-    thresholds: Any,
-    counts: Any,
+def _collections(
     report: _Report | None,
-) -> Collector:
-    def whole(numbers: Any) -> tuple[int, ...] | None:
-        return tuple(numbers) if numbers and None not in numbers else None
-
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None, tuple[int, ...] | None]:
     stats = report[3] if report is not None else []
-    return Collector(
-        enabled,
-        collecting,
-        whole(thresholds),
-        whole(counts),
-        *(zip(*stats, strict=True) if stats else (None, None, None)),
-    )
+    if not stats:
+        return None, None, None
+    done, collected, uncollectable = zip(*stats, strict=True)
+    return done, collected, uncollectable
 
 
-def _thread(
-    one: tuple[int, int, bool | None, bool | None],
-    lock: int,
-    lock_size: int,
-    report: _Report | None,
-) -> ThreadInfo:
+def _thread(one: _ThreadRow, lock: int, lock_size: int, report: _Report | None) -> ThreadInfo:
     ident, native, holds, waits = one
     state: Literal["holds", "waits", "detached"] | None = None
     if holds:

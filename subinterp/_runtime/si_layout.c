@@ -25,6 +25,13 @@ static bool lies_in(const char *table, si_table_index offset, si_table_index siz
     return end <= MOST && at <= end && n <= end - at && at % n == 0;
 }
 
+/* Two entries are as far apart as in the headers: what the values alone cannot tell, since
+ * many places hold a zero. */
+static bool lie_apart(const char *table, si_table_index one, si_table_index other)
+{
+    return entry(table, one) - entry(table, other) == si_table[one].headers - si_table[other].headers;
+}
+
 #define IN_RUNTIME(i, n) lies_in(table, SI_T_##i, SI_T_RUNTIME_SIZE, n)
 #define IN_INTERPRETER(i, n) lies_in(table, SI_T_##i, SI_T_INTERPRETER_SIZE, n)
 #define IN_THREAD(i, n) lies_in(table, SI_T_##i, SI_T_THREAD_SIZE, n)
@@ -60,12 +67,13 @@ static bool read_list(si_layout *l, const char *table)
     size_t head = entry(table, SI_T_LIST);
     if (SI_AT(PyInterpreterState *, _PyRuntime, head + 8) != first
         || SI_AT(int64_t, first, entry(table, SI_T_ID)) != PyInterpreterState_GetID(first)
-        || SI_AT(void *, first, entry(table, SI_T_NEXT)) != NULL)
+        || SI_AT(void *, first, entry(table, SI_T_NEXT)) != NULL
+        || !lie_apart(table, SI_T_ID, SI_T_NEXT))
         return false;
     l->next = entry(table, SI_T_NEXT);
     l->id = entry(table, SI_T_ID);
     l->list = head;
-    if (IN_RUNTIME(FINALIZING, 8)
+    if (IN_RUNTIME(FINALIZING, 8) && lie_apart(table, SI_T_LIST, SI_T_FINALIZING)
         && (SI_AT(void *, _PyRuntime, entry(table, SI_T_FINALIZING)) != NULL)
                == (Py_IsFinalizing() != 0))
         l->finalizing = entry(table, SI_T_FINALIZING);
@@ -79,7 +87,8 @@ static void read_threads(si_layout *l, const char *table, PyThreadState *ts)
         || !IN_THREAD(THREAD_INTERPRETER, 8) || !IN_THREAD(THREAD_IDENT, 8)
         || !IN_THREAD(THREAD_NATIVE, 8))
         return;
-    if (SI_AT(void *, ts, entry(table, SI_T_THREAD_INTERPRETER)) != interp
+    /* Public structures keep their form within a minor version. */
+    if (entry(table, SI_T_THREAD_NEXT) != si_table[SI_T_THREAD_NEXT].headers || SI_AT(void *, ts, entry(table, SI_T_THREAD_INTERPRETER)) != interp
         || SI_AT(unsigned long, ts, entry(table, SI_T_THREAD_IDENT)) != PyThread_get_thread_ident()
         || SI_AT(unsigned long, ts, entry(table, SI_T_THREAD_NATIVE))
                != PyThread_get_thread_native_id())
@@ -98,6 +107,7 @@ static void read_threads(si_layout *l, const char *table, PyThreadState *ts)
     l->thread_native = entry(table, SI_T_THREAD_NATIVE);
     /* Since 3.15; this thread waits for nothing. */
     if (IN_THREAD(THREAD_HOLDS, 4) && IN_THREAD(THREAD_WAITS, 4)
+        && lie_apart(table, SI_T_THREAD_WAITS, SI_T_THREAD_HOLDS)
         && SI_PEEK(int, ts, entry(table, SI_T_THREAD_HOLDS)) == 1
         && SI_PEEK(int, ts, entry(table, SI_T_THREAD_WAITS)) == 0)
         l->thread_waits = entry(table, SI_T_THREAD_WAITS);
@@ -144,21 +154,21 @@ static void read_collector(si_layout *l, const char *table, PyThreadState *ts)
         || entry(table, SI_T_COLLECTOR) + entry(table, SI_T_COLLECTOR_SIZE)
                > entry(table, SI_T_INTERPRETER_SIZE))
         return;
-    size_t at = entry(table, SI_T_COLLECTOR);
-    char *collector = (char *)interp + at;
-    int collecting = SI_PEEK(int, collector, entry(table, SI_T_COLLECTING));
-    if (collecting != 0 && collecting != 1)
-        return;
-    l->collector = at;
-    l->collecting = entry(table, SI_T_COLLECTING);
+    /* Of this structure the table tells one field: not enough to know it by. */
     if (entry(table, SI_T_COLLECTOR_SIZE) != si_table[SI_T_COLLECTOR_SIZE].headers
-        || l->collecting != si_table[SI_T_COLLECTING].headers
+        || entry(table, SI_T_COLLECTING) != si_table[SI_T_COLLECTING].headers)
+        return;
+    char *collector = (char *)interp + entry(table, SI_T_COLLECTOR);
+    int collecting = SI_PEEK(int, collector, entry(table, SI_T_COLLECTING));
+    if ((collecting != 0 && collecting != 1)
         || SI_PEEK(int, collector, si_headers.enabled) != PyGC_IsEnabled())
         return;
     for (int i = 0; i < 3; i++)
         if (SI_PEEK(int, collector, si_headers.generation[i] + si_headers.threshold)
             != asked("gc", "get_threshold", i))
             return;
+    l->collector = entry(table, SI_T_COLLECTOR);
+    l->collecting = entry(table, SI_T_COLLECTING);
     l->enabled = si_headers.enabled;
     for (int i = 0; i < 3; i++)
         l->generation[i] = si_headers.generation[i];

@@ -28,8 +28,8 @@ typedef struct {
     size_t thread_waits;    /* ... it waits for the lock; since 3.15 */
     size_t locked, holder;  /* in a lock */
     size_t interval, switches, lock_size;   /* ... beyond the table */
-    size_t collecting;      /* in a collector's structure */
-    size_t enabled, generation[3];          /* ... beyond the table */
+    size_t collecting, enabled, generation[3];  /* in a collector's structure; the last ones beyond
+                               the table */
     size_t headers;         /* 0: what the headers say of all structures holds here */
 } si_layout;
 

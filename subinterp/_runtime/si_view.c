@@ -34,8 +34,6 @@ static void look_at_collector(const si_layout *l, PyInterpreterState *interp, si
         return;
     char *collector = (char *)interp + l->collector;
     v->gc_collecting = SI_PEEK(int, collector, l->collecting);
-    if (!si_knows(l->enabled))
-        return;
     v->gc_enabled = SI_PEEK(int, collector, l->enabled);
     for (int i = 0; i < 3; i++) {
         char *generation = collector + l->generation[i];
