@@ -5190,7 +5190,7 @@ cdef const si_layout *_layout(object table, si_layout *mine) except NULL:
     """The running Python's layout; or, for tests, what another table would make of it."""
     if table is None:
         return si_runtime_layout()
-    if len(table) != si_table_size:
+    if <size_t>len(table) != si_table_size:
         raise ValueError(f"a table has {si_table_size} bytes, not {len(table)}")
     si_layout_read(mine, <const char *>(<bytes>table), PyThreadState_Get())
     return mine

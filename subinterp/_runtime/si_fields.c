@@ -71,7 +71,7 @@ IS_THREAD_LOCAL(_Py_tss_tstate, PyThreadState *)
            "calls for any thread of the interpreter; its own mutex")                               \
     INTERP("ceval", "gil", ceval.gil, SET,                                                         \
            "the lock in use: the interpreter's own, or that of the main one")                      \
-    INTERP("ceval", "gil", _gil, NONE, "the interpreter's own lock, if it has one")                \
+    INTERP("ceval", "own gil", _gil, NONE, "the interpreter's own lock, if it has one")            \
     INTERP("ceval", "recursion_limit", ceval.recursion_limit, INT, "of Python code")               \
     BREAKER_ROWS                                                                                   \
     GONE("ceval", "tracing_possible", _ceval_runtime_state, _ceval_state, tracing_possible,        \
