@@ -616,7 +616,7 @@ def test_the_documentation_has_the_same_table():
             if place == "gone":
                 documented.add((name, part, "gone", ""))
                 continue
-            where, path = re.fullmatch(r"(\w+) `([\w.]+)`", place).groups()
+            where, path = re.fullmatch(r"([\w-]+) `([\w.]+)`", place).groups()
             documented.add((name, part, short.get(where, "thread-local"), path))
     found = {(f.name, f.part, f.where, f.path) for f in runtime.fields()}
     assert documented == found
