@@ -790,7 +790,8 @@ def _run_program(argv: Sequence[str], delay: float, views: int | None) -> int:
             sys.executable,
             *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
             "-c",
-            "from subinterp._top import main_of_program; main_of_program()",
+            _START,
+            _HOME,
             path,
             *argv,
         ]
@@ -853,6 +854,19 @@ def _wait_interrupted(child: subprocess.Popen[bytes]) -> int:
             return child.wait()
 
 
+# In place of the current folder, which is not on the path of a script.
+_HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_START = """\
+import sys
+if sys.path[:1] == [""]:
+    del sys.path[0]
+sys.path.append(sys.argv.pop(1))
+from subinterp._top import main_of_program
+sys.path.pop()
+main_of_program()
+"""
+
+
 def main_of_program() -> None:
     """In the process that `top` starts: serve, and run the script as Python would."""
     import builtins
@@ -862,8 +876,8 @@ def main_of_program() -> None:
     path, script, *args = sys.argv[1:]
     serve_top(path)
     sys.argv[:] = [script, *args]
-    if sys.path and not sys.flags.safe_path:
-        sys.path[0] = os.path.dirname(os.path.abspath(script))
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
     with io.open_code(os.path.abspath(script)) as file:
         code = compile(file.read(), script, "exec")
     main = ModuleType("__main__")

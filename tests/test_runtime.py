@@ -759,14 +759,13 @@ def test_the_declared_structures_are_cpythons(tmp_path):
 # ---- the command ------------------------------------------------------------------------------
 
 
-def info(*args, **kwargs):
+def info(*args):
     return subprocess.run(
         [sys.executable, "-m", "subinterp", "info", *args],
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=kwargs.pop("cwd", ROOT),
-        **kwargs,
+        cwd="/",  # not the checkout, which would hide an installed package
     )
 
 

@@ -79,6 +79,7 @@ def program(tmp_path, *args, env=None):
 
 
 def top(*args, **kwargs):
+    kwargs.setdefault("cwd", "/")  # not the checkout, which would hide an installed package
     return subprocess.run(
         [sys.executable, "-m", "subinterp", *args],
         stdin=subprocess.DEVNULL,
@@ -336,6 +337,7 @@ def test_the_socket_goes_with_the_process(folder):
 # ---- running a program ----------------------------------------------------------------------
 
 SCRIPT = """
+import colorsys
 import sys
 import subinterp
 from other import VALUE
@@ -352,6 +354,7 @@ def work(n):
 
 if __name__ == "__main__":
     print("args", sys.argv[1:], __file__, flush=True)
+    assert "" not in sys.path and sys.path[0] == sys.argv[0].rpartition("/")[0], sys.path
     with subinterp.InterpreterPool(2) as pool:
         points = list(pool.map(work, range(10)))
     assert all(isinstance(point, Point) for point in points)
@@ -369,8 +372,12 @@ def script(tmp_path):
     return str(path)
 
 
-def test_a_program_is_run(script):
-    done = top("top", "-d", "0.1", "--", script, "a", "--flag", "-n", "--", "b")
+def test_a_program_is_run(script, tmp_path):
+    # Not on the path of a script: where it is started.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "colorsys.py").write_text("raise SystemExit('the wrong one')")
+    done = top("top", "-d", "0.1", "--", script, "a", "--flag", "-n", "--", "b", cwd=elsewhere)
     assert done.returncode == 3, done.stderr
     assert done.stdout == f"args ['a', '--flag', '-n', '--', 'b'] {script}\nsum 95\n"
     assert "to stderr\n" in done.stderr and "subinterp top - " in done.stderr
