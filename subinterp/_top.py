@@ -886,9 +886,11 @@ def main_of_program() -> None:
     sys.modules["__main__"] = main
     try:
         exec(code, main.__dict__)
-    except Exception as exc:
+    except SystemExit:
+        raise
+    except BaseException as exc:
         # As if it had been started by itself: without this function.
         trace = exc.__traceback__
         exc.__traceback__ = trace.tb_next if trace is not None else None
         sys.excepthook(type(exc), exc, exc.__traceback__)
-        sys.exit(1)
+        sys.exit(128 + signal.SIGINT if isinstance(exc, KeyboardInterrupt) else 1)

@@ -537,7 +537,7 @@ def test_ctrl_c_ends_the_program(tmp_path):
     with terminal("top", "-d", "0.1", "--", str(script), str(end), cwd=tmp_path) as it:
         it.read_until(r"shown-0")
         it.press(b"\x03")
-        assert it.end() == 128 + signal.SIGINT
+        assert it.end() == 128 + signal.SIGINT, it.text
         assert LEAVE in it.text and "KeyboardInterrupt" in it.text.partition(LEAVE)[2]
 
 
