@@ -371,7 +371,7 @@ def snapshot(timeout: float = 0.1, *, _table: bytes | None = None) -> Snapshot:
 # Modules, what threads run, names of threads, the collector's statistics: see si_report.
 type _Report = tuple[
     list[str],
-    list[tuple[int, str, str, int]] | None,
+    list[tuple[int, str, str, int]],
     list[tuple[int, str]],
     list[tuple[int, int, int]],
 ]
@@ -554,7 +554,7 @@ def _thread(one: _ThreadRow, lock: int, lock_size: int, report: _Report | None) 
     function = file = line = None
     if report is not None and ident:
         name = dict(report[2]).get(ident)
-        for thread, qualname, path, number in report[1] or ():
+        for thread, qualname, path, number in report[1]:
             if thread == ident:
                 function, file, line = qualname, path, number
     if name is None and native:

@@ -123,26 +123,26 @@ def check(seen):
         assert len(holders) <= 1
 
 
-def hook_audits():
-    """Have Python code run whenever frames are asked for."""
-    import sys
+def name_in_python(raises=False):
+    """Have Python code run whenever this thread is asked for its name."""
+    import threading
 
-    def hook(event, args):
-        if event == "sys._current_frames":
+    class Named(threading.Thread):
+        @property
+        def _name(self):
+            if raises:
+                raise RuntimeError("not now")
             for _ in range(2000):
                 pass
+            return "named in Python"
 
-    sys.addaudithook(hook)
+        @_name.setter
+        def _name(self, name):
+            pass
 
-
-def object_to_audits():
-    import sys
-
-    def hook(event, args):
-        if event == "sys._current_frames":
-            raise RuntimeError("not here")
-
-    sys.addaudithook(hook)
+    threading._active[threading.get_ident()].__class__ = type(
+        "Named", (type(threading.current_thread()),), {"_name": Named._name}
+    )
 
 
 def catch_nothing(seconds):

@@ -314,7 +314,7 @@ def look_until_told(over):
 
 def test_an_interruption_is_not_lost_in_a_report(pool):
     # The report runs Python code, which an interruption could be raised in, and swallowed.
-    pool.submit(work.hook_audits).result(LONG)
+    pool.submit(work.name_in_python).result(LONG)
     for _ in range(10):
         future = pool.submit(work.spin, 1000)
         wait_until(future.running)
@@ -330,11 +330,11 @@ def test_an_interruption_is_not_lost_in_a_report(pool):
             thread.join()
 
 
-def test_an_audit_hook_that_objects(pool):
-    pool.submit(work.object_to_audits).result(LONG)
+def test_a_name_that_cannot_be_had(pool):
+    pool.submit(work.name_in_python, True).result(LONG)
     future = pool.submit(work.catch_nothing, 0.5)
     one = look_until(lambda one: one.worker.state == "running" or future.done(), pool, 5)
-    assert one.answer == "answered" and one.threads[0].function is None
+    assert one.answer == "answered" and one.threads[0].name is not None
     assert future.result(LONG) == "done"
 
 

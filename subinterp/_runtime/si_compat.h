@@ -40,10 +40,6 @@ extern int _Py_IsInterpreterFinalizing(PyInterpreterState *interp);
 extern int _PyInterpreterConfig_InitFromState(PyInterpreterConfig *config,
                                               PyInterpreterState *interp);
 
-/* {identity of the thread: frame} of an interpreter's threads: a new reference, or
- * NULL with an exception. Under its lock; raises the audit event of sys._current_frames. */
-extern PyObject *_PyThread_CurrentFrames(void);
-
 /* 3.13: `import datetime` in two interpreters at once can crash unless the
  * main interpreter imported it first. Remove when 3.13 is dropped. */
 #define SI_PREIMPORT_DATETIME (PY_VERSION_HEX < 0x030E0000)

@@ -15,6 +15,8 @@
 #include "si_compat.h"
 #include "si_fields.h"
 
+#include <sched.h>
+
 /* Offsets, each of them SI_UNKNOWN if it could not be confirmed. */
 typedef struct {
     size_t list;            /* in the runtime: the newest interpreter. The list's mutex stands before it */
@@ -57,11 +59,24 @@ static inline bool si_knows(size_t offset)
     return offset != SI_UNKNOWN;
 }
 
-/* Guards the lists of interpreters and of their threads. Taken by threads that
- * hold no interpreter's lock only: its holder may be waiting for one. */
+/* Guards the lists of interpreters and of their threads. PyMutex_Lock is for threads that
+ * hold no interpreter's lock only: a thread that does would let it go while it waits, and
+ * might wait for it again with the mutex. */
 static inline PyMutex *si_list_mutex(const si_layout *l)
 {
     return (PyMutex *)(_PyRuntime + l->list - 8);
+}
+
+/* The same for a thread that keeps its interpreter's lock, as CPython takes the mutex
+ * itself: whoever has it needs no such lock to give it back. */
+static inline void si_list_lock_attached(const si_layout *l)
+{
+    uint8_t *bits = &si_list_mutex(l)->_bits, free_ = 0;
+    while (!__atomic_compare_exchange_n(bits, &free_, 1, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST)) {
+        free_ = 0;
+        sched_yield();
+    }
 }
 
 #endif

@@ -276,26 +276,58 @@ static PyObject *module_names(PyObject *modules)
     return list;
 }
 
-/* (thread, function, file, line) of each thread that runs Python code. */
-static PyObject *running(void)
+/* What a thread runs. */
+typedef struct {
+    unsigned long ident;
+    PyFrameObject *frame;   /* a reference */
+} running_thread;
+
+/* The threads of this interpreter that run Python code: up to `max`; how many there are. */
+static size_t running_threads(si_context *cx, running_thread *threads, size_t max)
 {
-    PyObject *frames = _PyThread_CurrentFrames(), *list = PyList_New(0), *ident, *frame;
-    Py_ssize_t at = 0;
-    while (frames && list && PyDict_Next(frames, &at, &ident, &frame)) {
-        if (!PyFrame_Check(frame))
+    const si_layout *l = si_runtime_layout();
+    size_t n = 0;
+    if (!si_knows(l->threads))
+        return 0;
+    /* The lists' mutex keeps thread states, our lock keeps their frames. */
+    si_list_lock_attached(l);
+    for (PyThreadState *ts = SI_PEEK(PyThreadState *, cx->interp, l->threads); ts;
+         ts = SI_PEEK(PyThreadState *, ts, l->thread_next)) {
+        PyFrameObject *frame = PyThreadState_GetFrame(ts);
+        if (!frame)
             continue;
-        PyCodeObject *code = PyFrame_GetCode((PyFrameObject *)frame);
-        PyObject *line = PyLong_FromLong(PyFrame_GetLineNumber((PyFrameObject *)frame));
-        if (append(list, Py_NewRef(ident), plain_text(code->co_qualname),
-                   plain_text(code->co_filename), line, 4) < 0)
-            Py_CLEAR(list);
-        Py_DECREF(code);
+        if (n < max)
+            threads[n] = (running_thread){SI_PEEK(unsigned long, ts, l->thread_ident), frame};
+        /* The last reference does not go here: the thread has one. */
+        else
+            Py_DECREF(frame);
+        n++;
     }
-    Py_XDECREF(frames);
-    if (frames)
-        return list;
-    Py_XDECREF(list);
-    return NULL;
+    PyMutex_Unlock(si_list_mutex(l));
+    return n;
+}
+
+/* (thread, function, file, line) of each thread that runs Python code. Not by
+ * sys._current_frames: that of 3.13.0 makes frame objects for threads of other interpreters,
+ * which run meanwhile. */
+static PyObject *running(si_context *cx)
+{
+    running_thread threads[256];
+    size_t n = running_threads(cx, threads, 256);
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; i < n && i < 256; i++) {
+        PyFrameObject *frame = threads[i].frame;
+        if (list) {
+            PyCodeObject *code = PyFrame_GetCode(frame);
+            if (append(list, PyLong_FromUnsignedLong(threads[i].ident),
+                       plain_text(code->co_qualname), plain_text(code->co_filename),
+                       PyLong_FromLong(PyFrame_GetLineNumber(frame)), 4) < 0)
+                Py_CLEAR(list);
+            Py_DECREF(code);
+        }
+        Py_DECREF(frame);
+    }
+    return list;
 }
 
 /* (thread, name) of each thread that `threading` knows here. */
@@ -344,7 +376,6 @@ static PyObject *collections(PyObject *modules)
 
 PyObject *si_report(si_context *cx)
 {
-    (void)cx;   /* whose lock is held */
     PyObject *modules = PySys_GetObject("modules");
     if (!modules || !PyDict_Check(modules)) {
         PyErr_SetString(PyExc_RuntimeError, "this interpreter is ending");
@@ -354,12 +385,7 @@ PyObject *si_report(si_context *cx)
     Py_INCREF(modules);
     PyObject *names = module_names(modules), *stats = names ? collections(modules) : NULL;
     PyObject *threads = stats ? thread_names(modules) : NULL;
-    PyObject *frames = threads ? running() : NULL;
-    if (threads && !frames) {
-        /* An audit hook objects: the rest is told. */
-        PyErr_Clear();
-        frames = Py_NewRef(Py_None);
-    }
+    PyObject *frames = threads ? running(cx) : NULL;
     if (frames)
         report = PyTuple_Pack(4, names, frames, threads, stats);
     Py_XDECREF(names);
@@ -376,7 +402,8 @@ void si_answer(si_context *cx)
     if (!a)
         return;
     PyObject *before = PyErr_GetRaisedException();
-    /* Hooks may run Python code: an interruption of the task would be lost in it. */
+    /* A thread's class may run Python code when it is asked for its name: an interruption
+     * of the task would be lost in it. */
     si_worker *self = si_worker_self();
     if (self && self->cx != cx)
         self = NULL;
