@@ -85,7 +85,7 @@ static void read_threads(si_layout *l, const char *table, PyThreadState *ts)
     PyInterpreterState *interp = PyThreadState_GetInterpreter(ts);
     if (!IN_INTERPRETER(THREADS, 8) || !IN_THREAD(THREAD_NEXT, 8)
         || !IN_THREAD(THREAD_INTERPRETER, 8) || !IN_THREAD(THREAD_IDENT, 8)
-        || !IN_THREAD(THREAD_NATIVE, 8))
+        || !IN_THREAD(THREAD_NATIVE, 8) || !lie_apart(table, SI_T_THREADS, SI_T_NEXT))
         return;
     /* Public structures keep their form within a minor version. */
     if (entry(table, SI_T_THREAD_NEXT) != si_table[SI_T_THREAD_NEXT].headers || SI_AT(void *, ts, entry(table, SI_T_THREAD_INTERPRETER)) != interp
