@@ -104,6 +104,16 @@ def build_options(environ=os.environ):
     return flavour, macros, compile_args, link_args
 
 
+def python_macros():
+    """Return macros that this Python was built with and that its internal headers ask for.
+
+    They decide about members of its structures (a JIT's), and are in no header.
+    """
+    flags = (sysconfig.get_config_var("PY_CORE_CFLAGS") or "").split()
+    prefix = "-D_Py_TIER2="
+    return [("_Py_TIER2", flag[len(prefix) :]) for flag in flags if flag.startswith(prefix)][:1]
+
+
 def missing_headers():
     """Return one sentence if this Python came without its C headers, or None if it has them."""
     include = sysconfig.get_path("include")
@@ -155,12 +165,16 @@ def main():
             ("CYTHON_USE_MODULE_STATE", "1"),
             ("CYTHON_USE_TYPE_SPECS", "1"),
             ("_GNU_SOURCE", "1"),
+            *python_macros(),
             *macros,
         ],
         extra_compile_args=[
             "-std=gnu11",
             "-pthread",
             "-fvisibility=hidden",
+            # Structures embedded in others: by this si_fields.c finds out that one has no
+            # field of a name.
+            "-fms-extensions",
             # Errors from gcc 14 on; so that older ones do not let them through.
             "-Werror=incompatible-pointer-types",
             "-Werror=implicit-function-declaration",

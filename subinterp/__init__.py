@@ -49,6 +49,7 @@ _HOMES = {
     "WorkerStats": "observing",
     "Histogram": "observing",
     "Trace": "observing",
+    "serve_top": "_top",
     "SubinterpError": "errors",
     "NotSendableError": "errors",
     "Interrupt": "_worker",
@@ -70,11 +71,21 @@ _HOMES = {
     "BrokenLockError": "errors",
     "BrokenBarrierError": "errors",
 }
-_MODULES = ("interpreters", "pool", "channels", "buffers", "sync", "observing", "errors")
+_MODULES = (
+    "interpreters",
+    "pool",
+    "channels",
+    "buffers",
+    "sync",
+    "observing",
+    "runtime",
+    "errors",
+)
 
 if TYPE_CHECKING:
-    from subinterp import buffers, channels, errors, interpreters, observing, pool, sync
+    from subinterp import buffers, channels, errors, interpreters, observing, pool, runtime, sync
     from subinterp._core import set_parked_limit, set_spin_time
+    from subinterp._top import serve_top
     from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
     from subinterp.errors import (
@@ -155,7 +166,9 @@ __all__ = [
     "interpreters",
     "observing",
     "pool",
+    "runtime",
     "select",
+    "serve_top",
     "set_parked_limit",
     "set_spin_time",
     "share",

@@ -15,6 +15,8 @@ from importlib import import_module
 # Name of the command: the module that has it, what it does.
 COMMANDS = {
     "check": ("subinterp.check", "try modules in workers, and say which of them load, and how"),
+    "info": ("subinterp._info", "show the runtime as a tree, and what is supported here"),
+    "top": ("subinterp._top", "show interpreters, workers and tasks of a program while it runs"),
 }
 
 

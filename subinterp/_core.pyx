@@ -5265,6 +5265,16 @@ def extensions_unsupported():
     return "" if why == NULL else (<bytes>why).decode()
 
 
+def can_free_blocked_calls():
+    """Whether a blocked system call of an interrupted task can be ended here."""
+    return si_can_free_blocked_calls()
+
+
+def has_arenas():
+    """Whether Python uses its own allocator, whose memory is counted by interpreter."""
+    return si_has_arenas()
+
+
 def live_counts():
     """Live C objects of the process by kind; tasks and messages in debug builds only."""
     return {
@@ -5275,8 +5285,224 @@ def live_counts():
     }
 
 
+# ---- the runtime seen from inside -------------------------------------------------
+
+cdef object _known(int64_t number):
+    return None if number < 0 else number
+
+
+cdef object _flag(int value):
+    return None if value < 0 else bool(value)
+
+
+cdef const si_layout *_layout(object table, si_layout *mine) except NULL:
+    """The running Python's layout; or, for tests, what another table would make of it."""
+    if table is None:
+        return si_runtime_layout()
+    if <size_t>len(table) != si_table_size:
+        raise ValueError(f"a table has {si_table_size} bytes, not {len(table)}")
+    si_layout_read(mine, <const char *>(<bytes>table), PyThreadState_Get())
+    return mine
+
+
+def runtime_layout(table=None):
+    """{name: offset, or None where it could not be confirmed} of what is looked at.
+
+    table: for tests, in place of the one at the start of the runtime.
+    """
+    cdef si_layout mine
+    cdef const size_t *offsets = <const size_t *>_layout(table, &mine)
+    return {
+        si_layout_names[i].decode(): None if offsets[i] == SI_UNKNOWN else offsets[i]
+        for i in range(<Py_ssize_t>SI_LAYOUT_N)
+    }
+
+
+def runtime_table():
+    """(the table of offsets that the runtime starts with, {name: place} of its entries)."""
+    places = {
+        si_table[i].name.decode(): si_table[i].at
+        for i in range(SI_N_TABLE) if si_table[i].at != SI_UNKNOWN
+    }
+    return _PyRuntime[:si_table_size], places
+
+
+def built_version():
+    """The version of the headers this was built with, as `sys.hexversion` has it."""
+    return si_built_version
+
+
+def look_at_runtime(table=None):
+    """(interpreters, thread states), each a list of tuples; None: the layout is unknown.
+
+    The tuples are as `runtime.snapshot` takes them apart.
+    """
+    cdef si_layout mine
+    cdef const si_layout *l = _layout(table, &mine)
+    cdef size_t room_i = 64, room_t = 256, n_i = 0, n_t = 0
+    cdef si_interp_view *interps = NULL
+    cdef si_thread_view *threads = NULL
+    cdef bint good
+    try:
+        while True:
+            interps = <si_interp_view *>malloc(room_i * sizeof(si_interp_view))
+            threads = <si_thread_view *>malloc(room_t * sizeof(si_thread_view))
+            if interps == NULL or threads == NULL:
+                raise MemoryError
+            with nogil:
+                good = si_look(l, interps, room_i, &n_i, threads, room_t, &n_t)
+            if not good:
+                return None
+            if n_i <= room_i and n_t <= room_t:
+                break
+            free(interps)
+            free(threads)
+            interps = NULL
+            threads = NULL
+            room_i = n_i + 64
+            room_t = n_t + 256
+        return (
+            [(
+                interps[i].id, _known(interps[i].whence), bool(interps[i].ready),
+                bool(interps[i].finalizing), _flag(interps[i].own_lock),
+                _flag(interps[i].own_allocator), _flag(interps[i].allow_fork),
+                _flag(interps[i].allow_exec), _flag(interps[i].allow_threads),
+                _flag(interps[i].allow_daemon_threads), _flag(interps[i].check_extensions),
+                interps[i].lock, interps[i].own, _flag(interps[i].locked),
+                _known(interps[i].switches), _known(interps[i].interval),
+                _flag(interps[i].gc_enabled), _flag(interps[i].gc_collecting),
+                [_known(interps[i].gc_threshold[j]) for j in range(3)],
+                [_known(interps[i].gc_count[j]) for j in range(3)],
+                None if interps[i].n_threads == SI_UNKNOWN
+                else (interps[i].first_thread, interps[i].first_thread + interps[i].n_threads),
+            ) for i in range(<Py_ssize_t>n_i)],
+            [(threads[i].ident, threads[i].native, _flag(threads[i].holds),
+              _flag(threads[i].waits)) for i in range(<Py_ssize_t>n_t)],
+        )
+    finally:
+        free(interps)
+        free(threads)
+
+
+def known_interpreters():
+    """{id: whether it can be asked} of the interpreters that have loaded the library."""
+    cdef int64_t ids[4096]
+    cdef bint ended[4096]
+    cdef Py_ssize_t n = 0, i
+    cdef si_context *cx
+    with nogil:
+        cx = si_contexts_lock()
+        while cx != NULL and n < 4096:
+            ids[n] = cx.interp_id
+            ended[n] = cx.ended
+            n += 1
+            cx = cx.all_next
+        si_contexts_unlock()
+    return {ids[i]: not ended[i] for i in range(n)}
+
+
+def ask_interpreters(ids, double timeout):
+    """{id: its report (see si_report), or None: no answer in time} of interpreters.
+
+    Those that cannot be asked are left out. Blocks for up to `timeout` seconds, with this
+    interpreter's lock released; what this interpreter is asked meanwhile, it answers.
+    """
+    cdef Py_ssize_t n = 0, room = len(ids)
+    cdef int64_t interp_id, deadline, now
+    cdef si_context *me = (<Context>_context).cx
+    cdef si_ask *ask
+    cdef si_ask **asks = <si_ask **>malloc((room + 1) * sizeof(si_ask *))
+    cdef list asked = []
+    cdef dict reports = {}
+    cdef si_ret st
+    if asks == NULL:
+        raise MemoryError
+    try:
+        for interp_id in ids:
+            if interp_id == me.interp_id:
+                continue
+            with nogil:
+                ask = si_ask_new(interp_id)
+            if ask != NULL:
+                asks[n] = ask
+                n += 1
+                asked.append(interp_id)
+        deadline = si_now() + <int64_t>(timeout * 1e9)
+        if me.interp_id in ids:
+            reports[me.interp_id] = si_report(me)
+        for i in range(n):
+            while True:
+                now = si_now()
+                with nogil:
+                    st = si_ask_wait(asks[i], min(deadline, now + 5000000))
+                if st == SI_OK:
+                    break
+                _look_around()
+                if si_now() >= deadline:
+                    break
+            reports[asked[i]] = None
+            if asks[i].state == SI_ASK_ANSWERED:
+                reports[asked[i]] = si_value_decode(me, &asks[i].answer, False)
+        return reports
+    finally:
+        for i in range(n):
+            si_ask_done(asks[i])
+        free(asks)
+
+
+def runtime_fields():
+    """(field, part, where, path, about, value) of what _PyRuntimeState had in May 2019."""
+    cdef const si_field *f
+    cdef const char *at
+    cdef list rows = []
+    where = {
+        SI_IN_RUNTIME: "_PyRuntimeState", SI_IN_INTERPRETER: "PyInterpreterState",
+        SI_IN_THREAD: "PyThreadState", SI_THREAD_LOCAL: "thread-local", SI_GONE: "gone",
+    }
+    for i in range(<Py_ssize_t>si_n_fields):
+        f = &si_fields[i]
+        at = <const char *>si_field_at(si_runtime_layout(), f, (<Context>_context).cx.interp)
+        value = None
+        if at == NULL:
+            pass
+        elif f.kind == SI_VALUE_INT:
+            value = (<const int *>at)[0]
+        elif f.kind == SI_VALUE_LONG:
+            value = (<const int64_t *>at)[0]
+        elif f.kind == SI_VALUE_SET:
+            value = "set" if (<void *const *>at)[0] != NULL else "not set"
+        elif f.kind == SI_VALUE_PRECONFIG:
+            value = ", ".join(
+                f"{si_preconfig[j].name.decode()}={(<const int *>(at + si_preconfig[j].offset))[0]}"
+                for j in range(<Py_ssize_t>si_n_preconfig)
+            )
+        rows.append((f.field.decode(), f.part.decode(), where[f.place], f.path.decode(),
+                     f.about.decode(), value))
+    return rows
+
+
+def look_at_pools():
+    """(id, name, id of the creating interpreter, most workers, `PoolCore._look`) of all pools."""
+    cdef uint64_t ids[1024]
+    cdef size_t n
+    cdef si_pool *pool
+    cdef PoolCore core
+    cdef list pools = []
+    with nogil:
+        n = min(si_pools_of(-1, ids, 1024), <size_t>1024)
+    for i in range(<Py_ssize_t>n):
+        pool = si_pool_find(ids[i])
+        if pool == NULL:
+            continue
+        core = PoolCore.__new__(PoolCore)
+        core.pool = pool        # and its reference
+        pools.append((pool.id, pool.name.decode("utf-8", "replace"), pool.creator,
+                      pool.max_workers, core._look()))
+    return pools
+
+
 _context = _new_context()
-si_runtime_init()
+si_runtime_init(PyThreadState_Get())
 if si_python.init_module == NULL:
     # Once for the process: before the first worker, constant afterwards.
     si_python.init_module = PyInit__core

@@ -1,7 +1,7 @@
 # _runtime.pxd: the C layer as Cython sees it. What each function and struct
 # means stands in the headers under _runtime/.
 from cpython.object cimport PyObject, PyTypeObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
 
 cdef extern from "si_cython.h":
@@ -10,6 +10,8 @@ cdef extern from "si_cython.h":
 
 cdef extern from "si_compat.h":
     int SI_PREIMPORT_DATETIME
+    bint si_can_free_blocked_calls()
+    bint si_has_arenas()
 
 
 cdef extern from "si_base.h" nogil:
@@ -72,6 +74,82 @@ cdef extern from "si_message.h" nogil:
     size_t si_msg_weight(const si_msg *m)
 
 
+# CPython's internal structures, as far as the library looks at them or says where their
+# fields are: nothing of them is compiled in here, since the layout is the running Python's
+# (si_layout.h). A field without a remark is in all versions from 3.12 on. That each is where
+# it is declared, in the versions it is declared for and in no other, is tested against
+# their headers.
+cdef extern from *:
+    ctypedef struct PyThreadState:
+        PyThreadState *next
+        PyInterpreterState *interp
+        unsigned long thread_id
+        unsigned long native_thread_id
+        uintptr_t eval_breaker                  # from 3.13
+        int holds_gil                           # from 3.14
+        int gil_requested                       # from 3.15
+    # The lock.
+    ctypedef struct _gil_runtime_state "struct _gil_runtime_state":
+        unsigned long interval
+        PyThreadState *last_holder
+        int locked
+        unsigned long switch_number
+    ctypedef struct gc_generation "struct gc_generation":
+        int threshold
+        int count
+    ctypedef struct _gc_runtime_state "struct _gc_runtime_state":
+        int enabled
+        gc_generation generations[3]
+        int collecting
+    ctypedef struct _ceval_state "struct _ceval_state":
+        int eval_breaker                        # until 3.12
+        int gil_drop_request                    # until 3.12
+        int recursion_limit
+        _gil_runtime_state *gil
+        int own_gil
+    ctypedef struct pythreads "struct pythreads":
+        PyThreadState *head
+    ctypedef struct PyInterpreterState:
+        _ceval_state ceval
+        PyInterpreterState *next
+        int64_t id
+        long _whence                            # from 3.13
+        int _ready                              # from 3.13
+        pythreads threads
+        PyThreadState *_finalizing
+        _gc_runtime_state gc
+        _gil_runtime_state _gil
+        unsigned long feature_flags
+        void *xidregistry                       # until 3.12
+    ctypedef struct pyinterpreters "struct pyinterpreters":
+        PyInterpreterState *head
+        PyInterpreterState *main
+        int64_t next_id
+    ctypedef struct _ceval_runtime_state "struct _ceval_runtime_state":
+        int signals_pending                     # until 3.12
+    ctypedef struct _gilstate_runtime_state "struct _gilstate_runtime_state":
+        int check_enabled
+        PyInterpreterState *autoInterpreterState
+    ctypedef struct _PyRuntimeState:
+        char debug_offsets                      # from 3.13
+        int preinitialized
+        int core_initialized
+        int initialized
+        PyThreadState *_finalizing
+        pyinterpreters interpreters
+        unsigned long main_thread
+        void *xidregistry                       # until 3.12
+        void *xi                                # from 3.13
+        void *autoTSSkey                        # until 3.14
+        void *atexit
+        _ceval_runtime_state ceval
+        _gilstate_runtime_state gilstate
+        void *preconfig
+        void *open_code_hook
+        void *open_code_userdata
+        void *audit_hooks
+
+
 cdef extern from "si_context.h":
     ctypedef enum si_side:
         SI_SENDER, SI_RECEIVER
@@ -84,12 +162,14 @@ cdef extern from "si_context.h":
         si_channel *channel
         si_side side
     ctypedef struct si_context:
+        PyInterpreterState *interp
+        si_context *all_next
+        bint ended
         int64_t interp_id
         si_cq *notices
         bint core_loaded
         uint32_t n_copies
-    ctypedef struct PyInterpreterState:
-        pass
+    PyThreadState *PyThreadState_Get()
     PyInterpreterState *PyInterpreterState_Get()
     si_context *si_context_of(PyInterpreterState *interp) except NULL
     void si_context_retain(si_context *cx) nogil
@@ -98,7 +178,9 @@ cdef extern from "si_context.h":
     void si_ledger_remove(si_context *cx, si_handle *h) nogil
     bint si_runtime_known() nogil
     size_t si_runtime_list(int64_t *ids, size_t max) nogil
-    si_ret si_runtime_init() nogil
+    si_ret si_runtime_init(PyThreadState *ts)
+    si_context *si_contexts_lock() nogil
+    void si_contexts_unlock() nogil
 
 
 cdef extern from "si_codec.h":
@@ -220,6 +302,7 @@ cdef extern from "si_pool.h" nogil:
         int64_t thread_id, since
     ctypedef struct si_pool:
         uint64_t id
+        int64_t creator
         char *name
         uint32_t generation
         int max_workers
@@ -281,6 +364,79 @@ cdef extern from "si_stop.h" nogil:
     bint si_call_take(si_worker *w)
     bint si_stop_task(si_task *t)
     void si_stop_all(si_pool *p, int64_t grace)
+
+
+cdef extern from "si_fields.h" nogil:
+    ctypedef enum si_place:
+        SI_IN_RUNTIME, SI_IN_INTERPRETER, SI_IN_THREAD, SI_THREAD_LOCAL, SI_GONE
+    ctypedef enum si_value_kind:
+        SI_VALUE_NONE, SI_VALUE_INT, SI_VALUE_LONG, SI_VALUE_SET, SI_VALUE_PRECONFIG
+    ctypedef struct si_field:
+        const char *field
+        const char *part
+        const char *path
+        const char *about
+        si_place place
+        si_value_kind kind
+    const si_field *si_fields
+    size_t si_n_fields
+    ctypedef struct si_preconfig_member:
+        const char *name
+        size_t offset
+    const si_preconfig_member *si_preconfig
+    size_t si_n_preconfig
+    size_t SI_UNKNOWN
+    int SI_N_TABLE
+    ctypedef struct si_table_entry:
+        const char *name
+        size_t at
+    const si_table_entry *si_table
+    size_t si_table_size
+    unsigned long si_built_version
+
+
+cdef extern from "si_layout.h":
+    ctypedef struct si_layout:
+        size_t list
+    size_t SI_LAYOUT_N
+    const char **si_layout_names
+    const char *_PyRuntime
+    void si_layout_read(si_layout *l, const void *table, PyThreadState *ts)
+    const si_layout *si_runtime_layout() nogil
+    const void *si_field_at(const si_layout *l, const si_field *f, PyInterpreterState *interp)
+
+
+cdef extern from "si_view.h" nogil:
+    ctypedef struct si_interp_view:
+        int64_t id, whence
+        int ready, finalizing, own_lock, own_allocator
+        int allow_fork, allow_exec, allow_threads, allow_daemon_threads, check_extensions
+        uintptr_t lock, own
+        int locked
+        int64_t switches, interval
+        int gc_enabled, gc_collecting
+        int *gc_threshold
+        int *gc_count
+        size_t first_thread, n_threads
+    ctypedef struct si_thread_view:
+        uint64_t ident
+        int64_t native
+        int holds, waits
+    bint si_look(const si_layout *l, si_interp_view *interps, size_t max_interps,
+                 size_t *n_interps, si_thread_view *threads, size_t max_threads,
+                 size_t *n_threads)
+    ctypedef enum si_ask_state:
+        SI_ASK_OPEN, SI_ASK_ANSWERED, SI_ASK_FAILED, SI_ASK_GIVEN_UP
+    ctypedef struct si_ask:
+        uint32_t state
+        si_msg answer
+    si_ask *si_ask_new(int64_t interp_id)
+    si_ret si_ask_wait(si_ask *a, int64_t deadline)
+    void si_ask_done(si_ask *a)
+
+
+cdef extern from "si_view.h":
+    object si_report(si_context *cx)
 
 
 cdef extern from "si_park.h" nogil:

@@ -1,4 +1,4 @@
-"""The table of shared state in docs/architecture.md names everything there is."""
+"""The tables in docs/architecture.md, of roots and of shared state, name everything there is."""
 
 import re
 from pathlib import Path
@@ -112,3 +112,92 @@ def test_the_table_names_nothing_that_is_gone():
     named = {part for _, names in table() for name in names for part in name.split(".")}
     gone = {n for n in named - there if not n.startswith(("_", "si_runtime", "si_maybe"))}
     assert gone == set()
+
+
+# ---- roots -----------------------------------------------------------------------------
+
+# Names of what finds a "current" thread state, interpreter, worker or context.
+LOOK_UP = re.compile(
+    r"\b(PyThreadState_Get\w*|_PyThreadState_G\w+|PyInterpreterState_Get(?!\w)|_PyInterpreterState_GET"
+    r"|PyGILState_(?:GetThisThreadState|Ensure|Check)|PyEval_GetFrame|PyFrame_GetCurrent"
+    r"|si_worker_self|si_context_of|si_is_main_thread|_context(?!\w)"
+    # Thread-local variables, but where they are set.
+    r"|this_worker(?! = )|visits(?! = ))\b"
+)
+# Of an object that is given.
+GIVEN = {"PyThreadState_GetInterpreter", "PyThreadState_GetFrame", "PyThreadState_GetDict"}
+
+
+def look_ups_in_c(path):
+    """(look-up, function) of each use; declarations and definitions are none."""
+    text = re.sub(
+        r'/\*.*?\*/|"(?:[^"\\\n]|\\.)*"',
+        lambda match: "\n" * match[0].count("\n"),
+        path.read_text(),
+        flags=re.DOTALL,
+    )
+    function = ""
+    for line in text.splitlines():
+        begun = re.match(r"(?:[A-Za-z_][\w *]*[ *])(\w+)\([^;]*$", line)
+        if begun:
+            function = begun[1]
+        elif line.startswith((" ", "\t")):
+            yield from ((name, function) for name in LOOK_UP.findall(line) if name not in GIVEN)
+
+
+def look_ups_in_cython(path):
+    text = re.sub(r'"""[\s\S]*?"""', lambda match: "\n" * match[0].count("\n"), path.read_text())
+    inside = []
+    for line in text.splitlines():
+        code = line.split("#")[0]
+        indent = len(code) - len(code.lstrip())
+        if code.strip():
+            inside = [(at, name) for at, name in inside if at < indent]
+        begun = re.match(r"\s*(?:def|cdef|cpdef|class)\b[^=(]*?(\w+)\s*(?:\(.*)?[:,(]\s*$", code)
+        if begun:
+            inside.append((indent, begun[1]))
+        for name in LOOK_UP.findall(code):
+            if name not in GIVEN and not re.match(r"_context = ", code):
+                yield name, ".".join(name for _, name in inside) or path.name
+
+
+def look_ups():
+    found = set(look_ups_in_cython(ROOT / "subinterp" / "_core.pyx"))
+    for path in [*RUNTIME.glob("*.c"), *RUNTIME.glob("*.h")]:
+        found |= set(look_ups_in_c(path))
+    return found
+
+
+def roots():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    part = text[text.index("### The roots") : text.index("## The path of a task")]
+    for line in part.splitlines():
+        if line.startswith("| `"):
+            names, askers = (re.findall(r"`([\w.]+)`", cell) for cell in line.split("|")[1:3])
+            yield set(names), set(askers)
+
+
+def test_the_parser_sees_look_ups():
+    assert ("si_context_of", "create_interpreter") in look_ups()
+    assert ("visits", "ensure") in look_ups()
+    assert ("_context", "PoolCore._open") in look_ups()
+    assert ("PyThreadState_Get", "_core.pyx") in look_ups()
+
+
+def test_only_roots_look_up_what_is_current():
+    listed = {(name, asker) for names, askers in roots() for name in names for asker in askers}
+    assert look_ups() - listed == set()
+
+
+def test_every_root_still_looks_something_up():
+    found = look_ups()
+    for names, askers in roots():
+        for asker in askers - {
+            "_core._context",
+            "si_worker.cx",
+            "sys.stdout",
+            "sys.unraisablehook",
+        }:
+            assert any((name, asker) in found for name in names), asker
+        for name in names:
+            assert any((name, asker) in found for asker in askers), name

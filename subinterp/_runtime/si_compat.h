@@ -29,18 +29,16 @@ static inline bool si_has_arenas(void)
     const char *name = _PyMem_GetCurrentAllocatorName();
     return name && strncmp(name, "pymalloc", 8) == 0;
 }
-extern char _PyRuntime[]; /* really a _PyRuntimeState; read through its debug offsets */
+extern char _PyRuntime[]; /* really a _PyRuntimeState; read as si_layout.h has it */
 
-/* The first fields of _Py_DebugOffsets, the same in 3.13, 3.14 and 3.15
- * (pycore_runtime.h in 3.13, pycore_debug_offsets.h after it). They stand at
- * the start of _PyRuntime so that debuggers can rely on them. */
-typedef struct {
-    char cookie[8];
-    uint64_t version;
-    uint64_t free_threaded;
-    struct { uint64_t size, finalizing, interpreters_head; } runtime_state;
-    struct { uint64_t size, id, next, threads_head; } interpreter_state;
-} si_debug_offsets;
+/* What an interpreter says of itself, by functions that the running Python brings: no
+ * layout is needed. Exported by every supported version. They read plain fields, and
+ * need no lock but that the interpreter does not go meanwhile. */
+extern long _PyInterpreterState_GetWhence(PyInterpreterState *interp);
+extern int _PyInterpreterState_IsReady(PyInterpreterState *interp);
+extern int _Py_IsInterpreterFinalizing(PyInterpreterState *interp);
+extern int _PyInterpreterConfig_InitFromState(PyInterpreterConfig *config,
+                                              PyInterpreterState *interp);
 
 /* 3.13: `import datetime` in two interpreters at once can crash unless the
  * main interpreter imported it first. Remove when 3.13 is dropped. */

@@ -1,98 +1,75 @@
 #include "si_context.h"
 #include "si_channel.h"
 #include "si_extension.h"
+#include "si_layout.h"
 #include "si_park.h"
 #include "si_pool.h"
 #include "si_signal.h"
 #include "si_stop.h"
 #include "si_sync.h"
 #include "si_task.h"
+#include "si_view.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 static const char CAPSULE[] = "subinterp._core.context";
 
+/* Guards `contexts`, the lists of who asks each of them, and that the interpreters
+ * of those listed are not freed. */
+static si_mutex contexts_mu;
+static si_context *contexts;
+
 /* ---- the runtime's list of interpreters -------------------------------- */
-
-/* Set once by si_runtime_init, constant afterwards. */
-static struct {
-    bool known;
-    size_t head, next, id, interpreter_size;
-} layout;
-
-#define AT(type, base, offset) (*(type *)((char *)(base) + (offset)))
-
-static void find_layout(void)
-{
-    const si_debug_offsets *d = (const si_debug_offsets *)_PyRuntime;
-    if (memcmp(d->cookie, "xdebugpy", 8) != 0
-        || (d->version >> 16) != ((uint64_t)PY_VERSION_HEX >> 16))
-        return;
-    size_t head = d->runtime_state.interpreters_head;
-    /* struct pyinterpreters: mutex, head, main. Check what can be checked. */
-    if (head < 8 || head > 1 << 20
-        || AT(PyInterpreterState *, _PyRuntime, head + 8) != PyInterpreterState_Main())
-        return;
-    PyInterpreterState *main_interp = PyInterpreterState_Main();
-    if (AT(int64_t, main_interp, d->interpreter_state.id) != PyInterpreterState_GetID(main_interp))
-        return;
-    layout.head = head;
-    layout.next = d->interpreter_state.next;
-    layout.id = d->interpreter_state.id;
-    layout.interpreter_size = d->interpreter_state.size;
-    layout.known = true;
-}
-
-static PyMutex *list_mutex(void)
-{
-    return (PyMutex *)((char *)_PyRuntime + layout.head - 8);
-}
 
 bool si_runtime_known(void)
 {
-    return layout.known;
+    return si_knows(si_runtime_layout()->list);
 }
 
 bool si_runtime_is_inside(PyInterpreterState *interp, uintptr_t address)
 {
-    return !layout.known || address - (uintptr_t)interp < layout.interpreter_size;
+    return !si_runtime_known() || address - (uintptr_t)interp < si_runtime_layout()->size;
 }
 
 size_t si_runtime_list(int64_t *ids, size_t max)
 {
+    const si_layout *l = si_runtime_layout();
     size_t n = 0;
-    if (!layout.known)
+    if (!si_runtime_known())
         return 0;
-    PyMutex_Lock(list_mutex());
-    for (PyInterpreterState *i = AT(PyInterpreterState *, _PyRuntime, layout.head); i;
-         i = AT(PyInterpreterState *, i, layout.next), n++)
+    PyMutex_Lock(si_list_mutex(l));
+    for (PyInterpreterState *i = SI_AT(PyInterpreterState *, _PyRuntime, l->list); i;
+         i = SI_AT(PyInterpreterState *, i, l->next), n++)
         if (n < max)
-            ids[n] = AT(int64_t, i, layout.id);
-    PyMutex_Unlock(list_mutex());
+            ids[n] = SI_AT(int64_t, i, l->id);
+    PyMutex_Unlock(si_list_mutex(l));
     return n;
 }
 
 void si_runtime_unlink(PyInterpreterState *interp)
 {
-    if (!layout.known)
+    const si_layout *l = si_runtime_layout();
+    if (!si_runtime_known())
         return;
-    PyMutex_Lock(list_mutex());
-    PyInterpreterState **p = &AT(PyInterpreterState *, _PyRuntime, layout.head);
+    PyMutex_Lock(si_list_mutex(l));
+    PyInterpreterState **p = &SI_AT(PyInterpreterState *, _PyRuntime, l->list);
     while (*p && *p != interp)
-        p = &AT(PyInterpreterState *, *p, layout.next);
+        p = &SI_AT(PyInterpreterState *, *p, l->next);
     if (*p)
-        *p = AT(PyInterpreterState *, interp, layout.next);
-    PyMutex_Unlock(list_mutex());
+        *p = SI_AT(PyInterpreterState *, interp, l->next);
+    PyMutex_Unlock(si_list_mutex(l));
 }
 
 /* In the child of a fork only this thread lives, and CPython held the list's
  * mutex across os.fork: no lock is needed, and none could be had. */
 void si_runtime_unlink_foreign(PyInterpreterState *main_interp)
 {
-    if (!layout.known)
+    const si_layout *l = si_runtime_layout();
+    if (!si_runtime_known())
         return;
-    AT(PyInterpreterState *, _PyRuntime, layout.head) = main_interp;
-    AT(PyInterpreterState *, main_interp, layout.next) = NULL;
+    SI_AT(PyInterpreterState *, _PyRuntime, l->list) = main_interp;
+    SI_AT(PyInterpreterState *, main_interp, l->next) = NULL;
 }
 
 /* ---- fork ---------------------------------------------------------------- */
@@ -116,9 +93,11 @@ static void child_of_fork(void)
     si_park_after_fork();
     si_stop_after_fork();
     si_signal_after_fork();
+    atomic_store(&contexts_mu.word, 0);
+    contexts = NULL;    /* the parent's; whoever goes on gets a new one */
 }
 
-si_ret si_runtime_init(void)
+si_ret si_runtime_init(PyThreadState *ts)
 {
     static _Atomic int done = 0;
     int expected = 0;
@@ -126,7 +105,7 @@ si_ret si_runtime_init(void)
         return SI_OK;
     si_cores = si_usable_cores();
     si_set_spin(si_cores > 1 ? 50000 : 0);
-    find_layout();
+    si_layout_init(ts);
     if (pthread_atfork(NULL, NULL, child_of_fork) != 0)
         return SI_NOMEM;
     return SI_OK;
@@ -152,6 +131,9 @@ void si_context_end(si_context *cx)
         return;
     if (cx->generation != si_generation())
         return;
+    /* Whoever asks it something has done so now, or will not any more. */
+    (void)si_contexts_lock();
+    si_contexts_unlock();
     /* One handle at a time: giving one up may free a channel, whose messages
      * may carry further handles. */
     for (;;) {
@@ -185,10 +167,53 @@ void si_context_reopen(si_context *cx)
     atomic_store(&cx->ended, false);
 }
 
+si_context *si_contexts_lock(void)
+{
+    while (!si_trylock(&contexts_mu)) {
+        bool attached = PyThreadState_GetUnchecked() != NULL;
+        PyThreadState *ts = attached ? PyEval_SaveThread() : NULL;
+        sched_yield();
+        if (attached)
+            PyEval_RestoreThread(ts);
+    }
+    return contexts;
+}
+
+void si_contexts_unlock(void)
+{
+    si_unlock(&contexts_mu);
+}
+
+static void enlist(si_context *cx)
+{
+    cx->all_next = si_contexts_lock();
+    if (cx->all_next)
+        cx->all_next->all_prev = cx;
+    contexts = cx;
+    si_contexts_unlock();
+}
+
+/* Its interpreter is being taken apart. */
+static void unlist(si_context *cx)
+{
+    if (cx->generation != si_generation())
+        return;
+    (void)si_contexts_lock();
+    if (cx->all_prev)
+        cx->all_prev->all_next = cx->all_next;
+    else
+        contexts = cx->all_next;
+    if (cx->all_next)
+        cx->all_next->all_prev = cx->all_prev;
+    si_contexts_unlock();
+    si_asks_drop(cx);
+}
+
 static void capsule_destroyed(PyObject *capsule)
 {
     si_context *cx = PyCapsule_GetPointer(capsule, CAPSULE);
     if (cx) {
+        unlist(cx);
         si_context_end(cx);
         si_context_release(cx);
     }
@@ -214,12 +239,14 @@ si_context *si_context_of(PyInterpreterState *interp)
     atomic_init(&cx->refs, 1);
     cx->generation = si_generation();
     cx->interp_id = PyInterpreterState_GetID(interp);
+    cx->interp = interp;
     SI_COUNT(contexts, 1);
     PyObject *fresh = PyCapsule_New(cx, CAPSULE, capsule_destroyed);
     if (!fresh) {
         si_context_release(cx);
         return NULL;
     }
+    enlist(cx);
     if (capsule)
         PyCapsule_SetDestructor(capsule, NULL);
     int bad = PyDict_SetItemString(dict, CAPSULE, fresh);

@@ -13,6 +13,7 @@ typedef struct si_channel si_channel;
 struct si_loader;
 struct si_cq;
 struct si_sync_handle;
+struct si_ask;
 
 typedef enum { SI_SENDER = 0, SI_RECEIVER = 1 } si_side;
 
@@ -41,6 +42,13 @@ typedef struct si_context {
     _Atomic(struct si_cq *) notices;      /* completed tasks that Python observes; NULL until asked
                                        for; written under the interpreter's lock */
 
+    /* looked for by others: see si_view.h */
+    PyInterpreterState *interp;     /* constant; there while the context is listed */
+    struct si_context *all_next, *all_prev; /* every context whose interpreter is there;
+                                       guarded by contexts_mu */
+    _Atomic(struct si_ask *) asks;  /* who wants to know what it does, the last one first */
+    _Atomic bool asked;             /* a pending call is on its way, and holds a reference */
+
     /* The interpreter's own objects: touched under its lock only. */
     PyObject *worker_module;        /* subinterp._worker, in workers */
     bool core_loaded;               /* the extension's module exists here */
@@ -66,10 +74,17 @@ void si_context_end(si_context *cx);
  * may end or abandon the interpreter. What it held stays given up. */
 void si_context_reopen(si_context *cx);
 
+/* The contexts of all interpreters that are there (`all_next`), under contexts_mu:
+ * while it is held, none of these interpreters is freed. A holder may wait for a
+ * mutex of CPython's that a thread keeps until it has its interpreter's lock again;
+ * so nobody waits for contexts_mu with that lock held. */
+si_context *si_contexts_lock(void);
+void si_contexts_unlock(void);
+
 void si_ledger_add(si_context *cx, si_handle *h);
 void si_ledger_remove(si_context *cx, si_handle *h);
 
-/* The runtime's own list of interpreters, reached through its debug offsets.
+/* The runtime's own list of interpreters, reached as si_layout.h has it.
  * The mutex that guards the list is taken only by a thread that holds no
  * interpreter's lock: its holder may be waiting for one. */
 bool si_runtime_known(void);        /* the layout was recognised */
@@ -81,7 +96,7 @@ size_t si_runtime_list(int64_t *ids, size_t max);
 void si_runtime_unlink(PyInterpreterState *interp);
 void si_runtime_unlink_foreign(PyInterpreterState *main_interp); /* child of fork */
 
-/* Called once, when the library is loaded first. */
-si_ret si_runtime_init(void);
+/* Called once, when the library is loaded first. ts: the calling thread's. */
+si_ret si_runtime_init(PyThreadState *ts);
 
 #endif

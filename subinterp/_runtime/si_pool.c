@@ -1,5 +1,6 @@
 #include "si_pool.h"
 #include "si_spare.h"
+#include "si_view.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -141,7 +142,7 @@ size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
     size_t n = 0;
     si_lock(&pools_mu);
     for (si_pool *p = pools; p; p = p->all_next) {
-        if (p->creator == creator && p->generation == si_generation()) {
+        if ((creator < 0 || p->creator == creator) && p->generation == si_generation()) {
             if (n < max)
                 ids[n] = p->id;
             n++;
@@ -776,8 +777,18 @@ si_task *si_pool_next(si_pool *p, si_worker *w)
             break;
         si_maybe_delay();
         int64_t slept = si_now();
-        while (atomic_load_explicit(&w->wake, memory_order_acquire) == 0)
+        /* Who asks (si_view.h) sets `wake` afterwards, which was just cleared. */
+        atomic_thread_fence(memory_order_seq_cst);
+        for (;;) {
+            if (si_is_asked(w->cx)) {
+                PyEval_RestoreThread(ts);
+                si_answer(w->cx);
+                ts = PyEval_SaveThread();
+            }
+            if (atomic_load_explicit(&w->wake, memory_order_acquire))
+                break;
             (void)si_futex_wait(&w->wake, 0, SI_FOREVER);
+        }
         if (si_now() - slept < 60000)
             si_spin_learn(&p->worker_spin, true);
     }

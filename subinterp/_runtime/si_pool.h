@@ -362,7 +362,7 @@ void si_exit_begin(void);
 bool si_exit_wait(int64_t until);
 /* What is left is made harmless. */
 void si_exit_abandon(void);
-/* Ids of the pools an interpreter made; returns how many there are. */
+/* Ids of the pools an interpreter made (-1: all); returns how many there are. */
 size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max);
 
 void si_message_after_fork(void);
