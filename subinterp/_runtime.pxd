@@ -56,7 +56,7 @@ cdef extern from "si_message.h" nogil:
         void *ptr
         size_t start
     ctypedef enum si_format:
-        SI_FMT_NONE, SI_FMT_FAST, SI_FMT_PICKLE
+        SI_FMT_NONE, SI_FMT_FAST, SI_FMT_PICKLE, SI_FMT_LOST
     ctypedef struct si_msg:
         char *data
         size_t len
@@ -75,9 +75,14 @@ cdef extern from "si_message.h" nogil:
 cdef extern from "si_context.h":
     ctypedef enum si_side:
         SI_SENDER, SI_RECEIVER
+    ctypedef enum si_channel_kind:
+        SI_KIND_CHANNEL, SI_KIND_QUEUE, SI_KIND_CHANNEL_554
     ctypedef struct si_channel:
         uint64_t id
         size_t maxsize
+        si_channel_kind kind
+        int64_t asked
+        uint8_t unbound
         uint32_t count
         int handles[2]
     ctypedef struct si_handle:
@@ -300,13 +305,26 @@ cdef extern from "si_channel.h" nogil:
         si_node node
         si_channel *channel
         void *owner
-    si_channel *si_channel_new(size_t maxsize)
+    ctypedef enum si_receipt_state:
+        SI_IN_CHANNEL, SI_RECEIVED, SI_DROPPED
+    ctypedef struct si_receipt:
+        uint32_t state
+    ctypedef struct si_sending:
+        si_context *cx
+        uint8_t unbound
+        si_receipt *receipt
+        bint met
+    si_channel *si_channel_new(si_channel_kind kind, int64_t maxsize, uint8_t unbound)
+    size_t si_channels_list(si_channel_kind kind, uint64_t *ids, size_t max)
+    si_ret si_channel_await(si_channel *c, si_receipt *receipt, int64_t deadline)
+    si_receipt_state si_channel_withdraw(si_channel *c, si_receipt *receipt)
+    bint si_channel_open(si_channel *c, si_side side)
     si_channel *si_channel_find(uint64_t id)
     void si_channel_retain(si_channel *c)
     void si_channel_release(si_channel *c)
     si_ret si_channel_add_handle(si_channel *c, si_side side, bint attach)
     void si_channel_drop_count(si_channel *c, si_side side)
-    si_ret si_channel_try_send(si_channel *c, si_msg *m)
+    si_ret si_channel_try_send(si_channel *c, si_msg *m, si_sending *how)
     si_ret si_channel_try_recv(si_channel *c, si_msg *m)
     si_ret si_channel_wait(si_handle *h, int64_t deadline)
     void si_channel_tell_side(si_channel *c, si_side side)
