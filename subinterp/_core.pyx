@@ -1677,10 +1677,12 @@ cdef class PoolCore:
     cdef dict maps                      # id -> weak reference to a MapIterator still fed
     cdef _PoolHandle forwarder          # while the notifier writes its output
     cdef bint owner                     # made here, not received
+    cdef bint user                      # stands for a single interpreter, and keeps it
     cdef object __weakref__
 
     def __dealloc__(self):
         if self.pool != NULL:
+            self._drop_user()
             # Forgotten without a shutdown: what is queued is still run.
             if self.owner:
                 si_pool_close(self.pool, False, False)
@@ -1981,6 +1983,41 @@ cdef class PoolCore:
                 fut._unobserve()
             self._refused(st)
         return fut
+
+    # ---- single interpreters ------------------------------------------------------
+
+    def _stand_alone(self, int64_t interp_id):
+        """From now on this is the pool of one interpreter that is used by itself."""
+        self.pool.users = 1
+        self.user = True
+        self.owner = False
+        # Last: from now on others find it.
+        self.pool.single = interp_id
+
+    cdef void _drop_user(self) noexcept:
+        if self.user:
+            self.user = False
+            if si_pool_drop_user(self.pool) and self.pool.generation == si_generation():
+                si_pool_close(self.pool, False, False)
+
+    def _let_go(self):
+        """The object that keeps the interpreter is gone, or its own interpreter ends."""
+        self._drop_user()
+
+    def _claim(self, int how):
+        """Take the interpreter, to run something or to close it: 0: done; else who has it."""
+        return <int>si_pool_claim(self.pool, <si_claim>how)
+
+    def _unclaim(self):
+        si_pool_unclaim(self.pool)
+
+    @property
+    def _claimed(self):
+        return <int>si_pool_claimed(self.pool)
+
+    @property
+    def _forked(self):
+        return self.pool.generation != si_generation()
 
     def _set_stopping(self, double grace, int max_abandoned):
         """Part of the constructor: what becomes of tasks that do not stop."""
@@ -2385,6 +2422,27 @@ def _pool_by_id(token, uint64_t id):
     return core
 
 
+def pool_of_interpreter(int64_t interp_id):
+    """The pool of a single interpreter; None: there is no such one."""
+    # An interpreter does not keep itself.
+    user = interp_id != (<Context>_context).cx.interp_id
+    cdef si_pool *p = si_pool_of_single(interp_id, user)
+    if p == NULL:
+        return None
+    from subinterp.pool import InterpreterPool
+    cdef PoolCore core
+    try:
+        core = PoolCore.__new__(InterpreterPool)
+        core._adopt(p)
+    except BaseException:
+        if user and si_pool_drop_user(p):
+            si_pool_close(p, False, False)
+        si_pool_release(p)
+        raise
+    core.user = user
+    return core
+
+
 def close_pools_of_this_interpreter():
     """At the end of an interpreter: no new tasks, wait for those there are."""
     cdef uint64_t ids[1024]
@@ -2392,7 +2450,11 @@ def close_pools_of_this_interpreter():
     cdef si_pool *p
     cdef si_ret st
     cdef Context context = _context
+    import sys
+    interpreters = sys.modules.get("subinterp.interpreters")
     try:
+        if interpreters is not None and hasattr(interpreters, "let_go"):
+            interpreters.let_go()
         n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
         for i in range(n):
             p = si_pool_find(ids[i])
@@ -3265,6 +3327,13 @@ cdef class ChannelEnd:
         """(size that was asked for, what becomes of messages whose interpreter ends)."""
         self._need_made()
         return self.handle.channel.asked, self.handle.channel.unbound
+
+    @property
+    def _usable(self):
+        """False if it was closed, or given up with its interpreter or a fork's parent."""
+        self._need_made()
+        return (self.open and si_handle_counted(&self.handle)
+                and si_channel_open(self.handle.channel, self.handle.side))
 
     @property
     def _other_side(self):

@@ -223,8 +223,12 @@ cdef extern from "si_pool.h" nogil:
         int index
         uint32_t state
         int64_t thread_id, since
+    ctypedef enum si_claim:
+        SI_CLAIM_FREE, SI_CLAIM_RUNS, SI_CLAIM_CLOSED
     ctypedef struct si_pool:
         uint64_t id
+        int64_t single
+        int users
         char *name
         uint32_t generation
         int max_workers
@@ -250,6 +254,11 @@ cdef extern from "si_pool.h" nogil:
     void si_pool_retain(si_pool *p)
     void si_pool_release(si_pool *p)
     si_pool *si_pool_find(uint64_t id)
+    si_pool *si_pool_of_single(int64_t interp_id, bint user)
+    bint si_pool_drop_user(si_pool *p)
+    si_claim si_pool_claim(si_pool *p, si_claim how)
+    void si_pool_unclaim(si_pool *p)
+    si_claim si_pool_claimed(si_pool *p)
     int si_pool_look(si_pool *p, si_worker_view *views, int max, int64_t *gone,
                      uint32_t *n_queued)
     int si_workers_of(si_pool *p, si_worker_thread *threads, int max)
