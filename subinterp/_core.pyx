@@ -1998,7 +1998,7 @@ cdef class PoolCore:
         if self.user:
             self.user = False
             if si_pool_drop_user(self.pool) and self.pool.generation == si_generation():
-                si_pool_close(self.pool, False, False)
+                _forget_single(self.pool)
 
     def _let_go(self):
         """The object that keeps the interpreter is gone, or its own interpreter ends."""
@@ -2422,6 +2422,14 @@ def _pool_by_id(token, uint64_t id):
     return core
 
 
+cdef void _forget_single(si_pool *p) noexcept:
+    """Nobody uses the interpreter any more. It ends by itself, but its messages are
+    unbound now, so that who has forgotten it finds them so."""
+    if si_pool_claim(p, SI_CLAIM_CLOSED) == SI_CLAIM_FREE:
+        si_channels_unbind(p.single)
+    si_pool_close(p, False, False)
+
+
 def pool_of_interpreter(int64_t interp_id):
     """The pool of a single interpreter; None: there is no such one."""
     # An interpreter does not keep itself.
@@ -2436,7 +2444,7 @@ def pool_of_interpreter(int64_t interp_id):
         core._adopt(p)
     except BaseException:
         if user and si_pool_drop_user(p):
-            si_pool_close(p, False, False)
+            _forget_single(p)
         si_pool_release(p)
         raise
     core.user = user
@@ -5213,12 +5221,15 @@ def _process_token():
 
 
 def interpreter_ids():
-    """Ids of all interpreters of the process but for parked ones, newest first."""
+    """Ids of all interpreters of the process, newest first, but for parked ones and
+    those that were closed and are about to end."""
     cdef int64_t ids[4096]
     cdef size_t n
     if not si_runtime_known():
         return None
     idle = {interp_id for interp_id, _ in parked()}
+    n = min(si_pool_singles_ending(ids, 4096), <size_t>4096)
+    idle.update([ids[i] for i in range(<Py_ssize_t>n)])
     with nogil:
         n = si_runtime_list(ids, 4096)
     return [ids[i] for i in range(<Py_ssize_t>min(n, <size_t>4096)) if ids[i] not in idle]

@@ -78,6 +78,13 @@ class _ExcInfo(Protocol):
     errdisplay: Any
 
 
+class _Excinfo(SimpleNamespace):
+    """A snapshot of an exception, and beside it the exception."""
+
+    __slots__ = ("exception",)
+    exception: BaseException | None
+
+
 class ExecutionFailed(InterpreterError):
     """Code in an interpreter raised.
 
@@ -92,8 +99,6 @@ class ExecutionFailed(InterpreterError):
         if the interpreter was made by the standard library.
     """
 
-    exception: BaseException | None = None
-
     def __init__(self, excinfo: _ExcInfo) -> None:
         formatted = excinfo.formatted
         if not formatted:
@@ -101,6 +106,7 @@ class ExecutionFailed(InterpreterError):
             formatted = ": ".join(part for part in (name, excinfo.msg) if part)
         super().__init__(formatted)
         self.excinfo = excinfo
+        self.exception: BaseException | None = getattr(excinfo, "exception", None)
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -108,10 +114,10 @@ class ExecutionFailed(InterpreterError):
         return f"{text}\n\nUncaught in the interpreter:\n\n{display}" if display else text
 
     def __reduce__(self) -> Any:
-        return type(self), (self.excinfo,), {"exception": self.exception}
+        return type(self), (SimpleNamespace(**vars(self.excinfo)),), {"exception": self.exception}
 
 
-def _snapshot(exc: BaseException) -> SimpleNamespace:
+def _snapshot(exc: BaseException) -> _Excinfo:
     cls = type(exc)
     try:
         msg = str(exc)
@@ -122,7 +128,7 @@ def _snapshot(exc: BaseException) -> SimpleNamespace:
     last: BaseException | None = exc
     while last is not None and not isinstance(last, RemoteTraceback):
         last = last.__cause__
-    return SimpleNamespace(
+    excinfo = _Excinfo(
         type=SimpleNamespace(
             __name__=cls.__name__, __qualname__=cls.__qualname__, __module__=cls.__module__
         ),
@@ -130,6 +136,8 @@ def _snapshot(exc: BaseException) -> SimpleNamespace:
         formatted=formatted,
         errdisplay=last.text.rstrip("\n") if isinstance(last, RemoteTraceback) else formatted,
     )
+    excinfo.exception = exc
+    return excinfo
 
 
 def _low_level() -> Any:
@@ -348,13 +356,13 @@ class Interpreter:
         """
         if self._id == 0:
             raise InterpreterError("cannot close the main interpreter")
-        if self._id == _core.current_interpreter_id():
-            raise InterpreterError("cannot close the current interpreter")
         pool = self._pool
         if pool is None:
             self._need_standard("close")
             self._standard(lambda: _low_level().destroy(self._id, restrict=True))
             return
+        if self._id == _core.current_interpreter_id():
+            raise InterpreterError("cannot close the current interpreter")
         self._need_open(pool)
         was = pool._claim(_CLOSED)
         if was == _RUNS:
@@ -405,7 +413,9 @@ class Interpreter:
                 lambda: _low_level().set___main___attrs(self._id, names, restrict=True)
             )
             return
-        self._run("prepare_main", (names,))
+        _, excinfo = self._run("prepare_main", (names,))
+        if excinfo is not None:
+            raise ExecutionFailed(excinfo)
 
     def exec(self, code: str | bytes | CodeType | Callable[[], object], /) -> None:
         """Execute code in the interpreter's `__main__`.
@@ -446,21 +456,14 @@ class Interpreter:
         ):
             script = code.__code__
         elif callable(code):
-            self._call(code, (), {})
-            return
+            script = None
         else:
             raise TypeError(
                 f"code must be a string, a code object or a function, not {type(code).__name__}"
             )
-        if self._pool is None:
-            self._need_standard("run code in")
-            self._failed(
-                self._standard(lambda: _low_level().exec(self._id, script, restrict=True))
-            )
-            return
-        import marshal
-
-        self._run("run_source", (marshal.dumps(script),))
+        excinfo = self._exec(script) if script is not None else self._call(code, (), {})[1]
+        if excinfo is not None:
+            raise ExecutionFailed(excinfo)
 
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function in the interpreter and return its result.
@@ -496,7 +499,10 @@ class Interpreter:
         Blocks until the call is done, with this interpreter's lock released.
         Functions and data travel as through a pool.
         """
-        return self._call(fn, args, kwargs)
+        result, excinfo = self._call(fn, args, kwargs)
+        if excinfo is not None:
+            raise ExecutionFailed(excinfo)
+        return result
 
     def call_in_thread(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -521,7 +527,7 @@ class Interpreter:
         Does not block.
         """
         thread = threading.Thread(
-            target=self._call, args=(fn, args, kwargs), name=f"interpreter-{self._id}"
+            target=self.call, args=(fn, *args), kwargs=kwargs, name=f"interpreter-{self._id}"
         )
         thread.start()
         return thread
@@ -577,11 +583,6 @@ class Interpreter:
         except low_level.NotShareableError as exc:
             raise NotShareableError(str(exc)) from None
 
-    def _failed(self, excinfo: Any) -> None:
-        """Raise what the standard library's module returned, if anything."""
-        if excinfo is not None:
-            raise ExecutionFailed(excinfo)
-
     def _begin(self, pool: InterpreterPool) -> None:
         self._need_open(pool)
         was = pool._claim(_RUNS)
@@ -590,8 +591,10 @@ class Interpreter:
         if was == _CLOSED:
             self._closed()
 
-    def _submit(self, pool: InterpreterPool, submit: Callable[[], Any]) -> Any:
-        """Have the interpreter do something, and wait for it."""
+    def _submit(
+        self, pool: InterpreterPool, submit: Callable[[], Any]
+    ) -> tuple[Any, _ExcInfo | None]:
+        """Have the interpreter do something; wait for its result, or what it raised."""
         self._begin(pool)
         try:
             future = submit()
@@ -605,28 +608,31 @@ class Interpreter:
                 self._closed()
             raise
         # The interpreter's own thread ends the claim, whatever becomes of this wait.
-        exc = future.exception()
-        if exc is None:
-            return future.result()
-        try:
-            raise self._outcome(exc) from None
-        finally:
-            del exc, future
+        failure = future.exception()
+        if failure is None:
+            return future.result(), None
+        if isinstance(failure, (BrokenInterpreterPool, TaskAbandoned)):
+            raise InterpreterError(
+                f"interpreter {self._id} cannot be used any more: {failure}"
+            ) from failure
+        if type(failure) is NotSendableError and str(failure).startswith("result"):
+            raise NotSendableError(str(failure))
+        return None, _snapshot(failure)
 
-    def _outcome(self, exc: BaseException) -> BaseException:
-        """Return what to raise for a task that failed."""
-        if isinstance(exc, (BrokenInterpreterPool, TaskAbandoned)):
-            error = InterpreterError(f"interpreter {self._id} cannot be used any more: {exc}")
-            error.__cause__ = exc
-            return error
-        if type(exc) is NotSendableError and str(exc).startswith("result"):
-            exc.__cause__ = None
-            return exc
-        failed = ExecutionFailed(_snapshot(exc))
-        failed.exception = exc
-        return failed
+    def _exec(self, script: CodeType) -> _ExcInfo | None:
+        if self._pool is None:
+            self._need_standard("run code in")
+            excinfo: _ExcInfo | None = self._standard(
+                lambda: _low_level().exec(self._id, script, restrict=True)
+            )
+            return excinfo
+        import marshal
 
-    def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._run("run_source", (marshal.dumps(script),))[1]
+
+    def _call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, _ExcInfo | None]:
         if not callable(fn):
             raise TypeError(f"expected a callable, not {type(fn).__name__}")
         pool = self._pool
@@ -645,22 +651,19 @@ class Interpreter:
             return self._submit(pool, lambda: pool._call_worker("run_function", sent))
         return self._submit(pool, lambda: pool.submit(fn, *args, **kwargs))
 
-    def _run(self, name: str, args: tuple[Any, ...]) -> Any:
+    def _run(self, name: str, args: tuple[Any, ...]) -> tuple[Any, _ExcInfo | None]:
         pool = cast(InterpreterPool, self._pool)
         return self._submit(pool, lambda: pool._call_worker(name, args))
 
     def _standard_call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    ) -> tuple[Any, _ExcInfo | None]:
         self._need_standard("call a function in")
         outcome = self._standard(
             lambda: _low_level().call(self._id, fn, args or None, kwargs or None, restrict=True)
         )
-        if not isinstance(outcome, tuple):  # 3.13, which gives no results
-            outcome = None, outcome
-        result, excinfo = outcome
-        self._failed(excinfo)
-        return result
+        # 3.13 gives no results.
+        return outcome if isinstance(outcome, tuple) else (None, outcome)
 
 
 def _make(id: int, pool: InterpreterPool | None) -> Interpreter:

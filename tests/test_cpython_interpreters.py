@@ -12,8 +12,10 @@ skipped; one that is about the standard's private modules alone in NOT_APPLICABL
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -23,6 +25,8 @@ import unittest
 from pathlib import Path
 
 import pytest
+
+import subinterp
 
 if sys.version_info < (3, 14):
     pytest.skip(
@@ -58,15 +62,68 @@ CHANGES = [
     (r"except _interpreters\.InterpreterError", "except interpreters.InterpreterError"),
     (r"Interpreter\(\s*interpid,\s*_whence=[^)]*\)", "Interpreter(interpid)"),
     (r"for qid, _, _ in _queues\.list_all\(\):", "for qid in ():"),
+    # Interpreters that C code makes find the package as well.
+    (r"f'import \{__name__\} as", "f'import sys; sys.path[:0] = {PATH!r}; import {__name__} as"),
 ]
 
 MODULES = ("test_api", "test_lifecycle", "test_queues", "test_stress")
 
-NOT_APPLICABLE: dict[str, str] = {}
+NOT_APPLICABLE = {
+    "test_queues.TestQueueOps.test_timeout_uses_monotonic_clock": (
+        "replaces the module `time`; deadlines are CLOCK_MONOTONIC's, in C"
+    ),
+    "test_stress.StressTests.test_create_interpreter_no_memory": (
+        "about _interpreters.create; see test_interpreters.py::test_create_fails"
+    ),
+}
 
-DIFFERENT: dict[str, str] = {}
+_BY_VALUE = (
+    "what 3.14 refuses because pickle cannot take it travels by value here: functions with "
+    "closures, local classes, what `__main__` defines, dicts"
+)
+_SCRIPT = (
+    "3.14 runs the program's script again in the interpreter, as a module `<fake __main__>`; "
+    "here functions of `__main__` travel by value, with the globals that they use, each time"
+)
+_CODE = "looks at flags of local variables that a code object which travelled by value has not"
 
-SLOW: set[str] = set()
+# What is different: the whole test, or the subtests that match the pattern.
+DIFFERENT = {
+    "test_api.InterpreterObjectTests.test_cleanup_in_repl": (
+        None,
+        "a warning of the standard library about interpreters left at exit; ours are closed then",
+    ),
+    "test_api.TestInterpreterIsRunning.test_from_subinterpreter": (
+        None,
+        "asks the private module _interpreters, which does not know that ours runs; "
+        "see test_interpreters.py::test_is_running_in_itself",
+    ),
+    "test_api.TestInterpreterPrepareMain.test_not_shareable": (
+        None,
+        _BY_VALUE + "; see test_interpreters.py::test_prepare_main_unsendable",
+    ),
+    "test_api.TestInterpreterCall.test_call_in_thread": ("invalid case", _BY_VALUE),
+    "test_api.TestInterpreterCall.test_call_invalid": ("get_call_func_closure|call_func_complex", _BY_VALUE),
+    "test_api.TestInterpreterCall.test_callable_requires_frame": (
+        "globals|locals|vars",
+        _BY_VALUE,
+    ),
+    "test_api.TestInterpreterCall.test_func_in___main___invalid": (".", _BY_VALUE),
+    "test_api.TestInterpreterCall.test_func_in___main___hidden": (None, _SCRIPT),
+    "test_api.TestInterpreterCall.test_func_in___main___uses_globals": (None, _SCRIPT),
+    "test_api.TestInterpreterCall.test_func_in___main___valid": (".", _SCRIPT),
+    "test_api.TestInterpreterCall.test_stateless_func_returns_arg": (
+        "unpickleable|stateless func .*<locals>",
+        f"{_BY_VALUE}; {_CODE}",
+    ),
+    "test_api.TestInterpreterCall.test_stateless_funcs": (
+        "returns (stateless func|unpickleable)",
+        f"{_BY_VALUE}; {_CODE}",
+    ),
+}
+
+# CPython runs some with 200 interpreters, if told that there is memory for them.
+MANY = 40
 
 PACKAGE = "cpython_interpreters"
 _folder = tempfile.mkdtemp(prefix="subinterp-test-")
@@ -86,7 +143,8 @@ def _write_package():
     theirs = Path(cpython_tests.__path__[0])
     for name in ("utils", *MODULES):
         text = (theirs / f"{name}.py").read_text(encoding="utf-8")
-        (package / f"{name}.py").write_text(_changed(text), encoding="utf-8")
+        text = f"PATH = {[_folder, str(Path(subinterp.__file__).parents[1])]!r}\n{_changed(text)}"
+        (package / f"{name}.py").write_text(text, encoding="utf-8")
 
 
 _write_package()
@@ -112,32 +170,74 @@ def _on_the_path():
 class _Ours:
     """What every test class gets besides."""
 
+    different = None  # pattern of subtests
+
     def setUp(self):
         gc.collect()  # what other tests have left in cycles
         super().setUp()
+        known = DIFFERENT.get(f"{self.origin}.{self._testMethodName}")
+        self.different = known and known[0]
+
+    @contextlib.contextmanager
+    def subTest(self, msg="", **params):
+        with super().subTest(msg, **params):
+            if self.different is None or not re.search(self.different, str(msg)):
+                yield
+                return
+            try:
+                yield
+            except AssertionError:
+                return
+            self.fail("it is not different any more")
+
+
+def _with_size(method, size):
+    return lambda self: method(self, size)
 
 
 def _take(module, cls):
-    names = {"__module__": __name__}
+    origin = f"{module}.{cls.__name__}"
+    names = {"__module__": __name__, "origin": origin}
     for name in dir(cls):
         if not name.startswith("test"):
             continue
-        key = f"{module}.{cls.__name__}.{name}"
-        reason = NOT_APPLICABLE.get(key) or DIFFERENT.get(key)
-        if reason is not None:
-            names[name] = unittest.skip(reason)(getattr(cls, name))
-        elif key in SLOW:
-            names[name] = pytest.mark.slow(getattr(cls, name))
+        method = getattr(cls, name)
+        part, reason = DIFFERENT.get(f"{origin}.{name}", (None, None))
+        reason = NOT_APPLICABLE.get(f"{origin}.{name}", reason)
+        if reason is not None and part is None:
+            names[name] = unittest.skip(reason)(method)
+        elif hasattr(method, "memuse"):
+            names[name] = _with_size(inspect.unwrap(method), MANY)
+        elif getattr(method, "__unittest_skip_why__", "") == "Fails on FreeBSD":
+            names[name] = method.__wrapped__
     ours = type(f"{cls.__name__}Of{module[4:].title()}", (_Ours, cls), names)
     globals()[ours.__name__] = ours
 
 
-for _name, _module in _modules.items():
-    for _cls in list(vars(_module).values()):
-        if (
-            isinstance(_cls, type)
-            and issubclass(_cls, unittest.TestCase)
-            and _cls.__module__ == _module.__name__
-            and any(name.startswith("test") for name in dir(_cls))
-        ):
-            _take(_name, _cls)
+def _take_all():
+    for name, module in _modules.items():
+        for cls in list(vars(module).values()):
+            if (
+                isinstance(cls, type)
+                and issubclass(cls, unittest.TestCase)
+                and cls.__module__ == module.__name__
+                # Its tests are about `_interpreters` and `_interpqueues` alone.
+                and cls.__name__ != "LowLevelTests"
+                and any(name.startswith("test") for name in dir(cls))
+            ):
+                _take(name, cls)
+
+
+_take_all()
+
+
+def test_what_is_listed_exists():
+    taken = {
+        f"{cls.origin}.{name}"
+        for cls in globals().values()
+        if isinstance(cls, type) and hasattr(cls, "origin")
+        for name in dir(cls)
+    }
+    assert {*NOT_APPLICABLE, *DIFFERENT} <= taken | {
+        "test_queues.TestQueueOps.test_timeout_uses_monotonic_clock"  # not in every version
+    }

@@ -285,7 +285,7 @@ si_ret si_channel_try_send(si_channel *c, si_msg *m, si_sending *how)
     wake(w);
     /* An abandoned interpreter that still runs: its end has passed. */
     if (bound && atomic_load(&how->cx->ended))
-        si_channels_unbind(how->cx);
+        si_channels_unbind(how->cx->interp_id);
     return SI_OK;
 }
 
@@ -409,10 +409,8 @@ static si_item *unbind(si_channel *c, int64_t owner)
     return removed;
 }
 
-void si_channels_unbind(si_context *cx)
+void si_channels_unbind(int64_t interp_id)
 {
-    if (cx->generation != si_generation())
-        return;
     si_lock(&channels_mu);
     si_channel *c = channels;
     if (c)
@@ -420,7 +418,7 @@ void si_channels_unbind(si_context *cx)
     si_unlock(&channels_mu);
     while (c) {
         if (c->generation == si_generation()) {
-            si_item *removed = unbind(c, cx->interp_id);
+            si_item *removed = unbind(c, interp_id);
             if (removed && c->maxsize)
                 tell_all(c, SI_SENDER);
             free_items(removed);

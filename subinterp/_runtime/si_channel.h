@@ -140,7 +140,7 @@ si_ret si_channel_await(si_channel *c, si_receipt *receipt, int64_t deadline);
  * owner's again, and its state final: SI_IN_CHANNEL if it was taken back. */
 si_receipt_state si_channel_withdraw(si_channel *c, si_receipt *receipt);
 /* The interpreter has ended: what it sent and nobody has received is unbound. */
-void si_channels_unbind(si_context *cx);
+void si_channels_unbind(int64_t interp_id);
 /* SI_OK moves the first message into `m` (empty). SI_EMPTY, SI_CLOSED, SI_FORKED. */
 si_ret si_channel_try_recv(si_channel *c, si_msg *m);
 /* Wait for room or for a message, by the handle's side. SI_OK: try again (also

@@ -169,7 +169,7 @@ void si_context_end(si_context *cx)
         si_channel_tell_side(channel, side);
         si_channel_drop_handle(channel, side);
     }
-    si_channels_unbind(cx);
+    si_channels_unbind(cx->interp_id);
     si_sync_context_end(cx);
     if (cx->notices)
         si_cq_close(cx->notices);

@@ -154,6 +154,22 @@ si_pool *si_pool_of_single(int64_t interp_id, bool user)
     return p;
 }
 
+size_t si_pool_singles_ending(int64_t *ids, size_t max)
+{
+    size_t n = 0;
+    si_lock(&pools_mu);
+    for (si_pool *p = pools; p; p = p->all_next) {
+        if (p->generation != si_generation() || atomic_load(&p->single) < 0
+            || si_pool_claimed(p) != SI_CLAIM_CLOSED || atomic_load(&p->n_workers) == 0)
+            continue;
+        if (n < max)
+            ids[n] = atomic_load(&p->single);
+        n++;
+    }
+    si_unlock(&pools_mu);
+    return n;
+}
+
 bool si_pool_drop_user(si_pool *p)
 {
     return atomic_fetch_sub(&p->users, 1) == 1;

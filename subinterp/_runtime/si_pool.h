@@ -183,6 +183,9 @@ typedef enum { SI_CLAIM_FREE = 0, SI_CLAIM_RUNS, SI_CLAIM_CLOSED } si_claim;
 si_pool *si_pool_of_single(int64_t interp_id, bool user);
 /* One user less; true: it was the last. */
 bool si_pool_drop_user(si_pool *p);
+/* Ids of the single interpreters that are closed and have not ended yet; returns
+ * how many there are. */
+size_t si_pool_singles_ending(int64_t *ids, size_t max);
 /* Take a free one; returns what it was: SI_CLAIM_FREE if it is the caller's now. */
 static inline si_claim si_pool_claim(si_pool *p, si_claim as)
 {
