@@ -70,10 +70,10 @@ _HOMES = {
     "BrokenLockError": "errors",
     "BrokenBarrierError": "errors",
 }
-_MODULES = ("interpreters", "pool", "channels", "buffers", "sync", "observing", "errors")
+_MODULES = ("interpreters", "pep554", "pool", "channels", "buffers", "sync", "observing", "errors")
 
 if TYPE_CHECKING:
-    from subinterp import buffers, channels, errors, interpreters, observing, pool, sync
+    from subinterp import buffers, channels, errors, interpreters, observing, pep554, pool, sync
     from subinterp._core import set_parked_limit, set_spin_time
     from subinterp.buffers import SharedBuffer, share
     from subinterp.channels import RecvChannel, SendChannel, create_channel, select
@@ -154,6 +154,7 @@ __all__ = [
     "errors",
     "interpreters",
     "observing",
+    "pep554",
     "pool",
     "select",
     "set_parked_limit",

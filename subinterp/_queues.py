@@ -79,6 +79,17 @@ UNBOUND = UnboundPolicy(3, "UNBOUND")
 _POLICIES = {policy._flag: policy for policy in (UNBOUND_REMOVE, UNBOUND_ERROR, UNBOUND)}
 
 
+class Shareable:
+    """Base of what is made of channels, and shared as they are."""
+
+    __slots__ = ()
+
+
+def policy_of(flag: int) -> UnboundPolicy:
+    """Return the policy of the C layer's number."""
+    return _POLICIES[flag]
+
+
 def flag_of(policy: object) -> int:
     """Return the C layer's number of a policy."""
     if not isinstance(policy, UnboundPolicy):
@@ -109,7 +120,7 @@ _lock = threading.RLock()
 _known: WeakValueDictionary[int, Queue] = WeakValueDictionary()
 
 
-class Queue:
+class Queue(Shareable):
     """A queue that interpreters share; `create_queue` makes one.
 
     It can be sent through pools, channels, queues and `Interpreter.prepare_main`:
@@ -184,7 +195,7 @@ class Queue:
     @property
     def unbounditems(self) -> UnboundPolicy:
         """What `put` does unless it is told otherwise."""
-        return _POLICIES[self._unbound]
+        return policy_of(self._unbound)
 
     def qsize(self) -> int:
         """Return how many objects are in the queue, at this moment."""

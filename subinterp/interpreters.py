@@ -20,6 +20,7 @@ from subinterp._queues import (
     QueueError,
     QueueFull,
     QueueNotFoundError,
+    Shareable,
 )
 from subinterp._queues import create as create_queue
 from subinterp.errors import (
@@ -795,4 +796,6 @@ def is_shareable(obj: object) -> bool:
         return True
     if type(obj) is tuple:
         return all(is_shareable(item) for item in obj)
-    return isinstance(obj, (memoryview, Queue, _core.ChannelEnd, _core.SharedMemory, _core.SyncCore))
+    return isinstance(
+        obj, (memoryview, Shareable, _core.ChannelEnd, _core.SharedMemory, _core.SyncCore)
+    )

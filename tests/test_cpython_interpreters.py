@@ -1,4 +1,4 @@
-"""CPython's own tests of `concurrent.interpreters`, run against subinterp.interpreters.
+"""CPython's own tests of interpreters, queues and channels, run against ours.
 
 They are taken from the running Python's `test` package, so each version brings
 its own. What is changed in their text is the import, and what reaches into private
@@ -44,6 +44,8 @@ except ImportError as error:
         allow_module_level=True,
     )
 
+PACKAGE = "cpython_interpreters"
+
 # What is replaced in the text of the tests, in order: pattern -> text.
 CHANGES = [
     # The import: all that a program has to change.
@@ -58,6 +60,13 @@ CHANGES = [
     ),
     (r"from concurrent\.interpreters import (?!_)", "from subinterp.interpreters import "),
     (r"concurrent\.interpreters\.ExecutionFailed", "subinterp.interpreters.ExecutionFailed"),
+    # PEP 554's channels are a module of CPython's tests: ours stands for it, see CHANNELS.
+    (r"from test\.support import channels\b,?", f"from {PACKAGE} import channels; from test.support import"),
+    (r"from test\.support import$", ""),
+    # It is the PEP's default, not an exception.
+    (r"recv_nowait\(\)", "_recv_nowait()"),
+    (r"_channels\.ChannelID", "int"),
+    (r"_channels\.get_count\((\w+)\.id\)", r"\1._end.qsize()"),
     # Private parts.
     (r"except _interpreters\.InterpreterError", "except interpreters.InterpreterError"),
     (r"Interpreter\(\s*interpid,\s*_whence=[^)]*\)", "Interpreter(interpid)"),
@@ -66,9 +75,19 @@ CHANGES = [
     (r"f'import \{__name__\} as", "f'import sys; sys.path[:0] = {PATH!r}; import {__name__} as"),
 ]
 
-MODULES = ("test_api", "test_lifecycle", "test_queues", "test_stress")
+MODULES = ("test_api", "test_channels", "test_lifecycle", "test_queues", "test_stress")
+
+# What stands for CPython's test.support.channels.
+CHANNELS = """
+from subinterp.pep554 import *
+from subinterp.pep554 import create_channel as create
+from subinterp.pep554 import list_all_channels as list_all
+"""
 
 NOT_APPLICABLE = {
+    "test_api.TestInterpreterExec.test_already_running": (
+        "expects RuntimeError, as PEP 554 has it; CPython leaves it out as well"
+    ),
     "test_queues.TestQueueOps.test_timeout_uses_monotonic_clock": (
         "replaces the module `time`; deadlines are CLOCK_MONOTONIC's, in C"
     ),
@@ -122,17 +141,23 @@ DIFFERENT = {
     ),
 }
 
+_BUFFER = (
+    "CPython shares any object's memory, which may go with its interpreter; here a buffer is "
+    "copied, unless it is a SharedBuffer's: see test_pep554.py::test_send_buffer"
+)
+DIFFERENT["test_channels.TestSendRecv.test_send_buffer"] = None, _BUFFER
+DIFFERENT["test_channels.TestSendRecv.test_send_buffer_nowait"] = None, _BUFFER
+
 # CPython runs some with 200 interpreters, if told that there is memory for them.
 MANY = 40
 
-PACKAGE = "cpython_interpreters"
 _folder = tempfile.mkdtemp(prefix="subinterp-test-")
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 
 def _changed(text):
     for pattern, new in CHANGES:
-        text = re.sub(pattern, new, text)
+        text = re.sub(pattern, new, text, flags=re.MULTILINE)
     return text
 
 
@@ -140,6 +165,7 @@ def _write_package():
     package = Path(_folder) / PACKAGE
     package.mkdir()
     (package / "__init__.py").write_text("")
+    (package / "channels.py").write_text(CHANNELS)
     theirs = Path(cpython_tests.__path__[0])
     for name in ("utils", *MODULES):
         text = (theirs / f"{name}.py").read_text(encoding="utf-8")
