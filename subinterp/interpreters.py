@@ -525,11 +525,30 @@ class Interpreter:
 
         Notes
         -----
-        Does not block.
+        Does not block. The call begins, and arguments are encoded, now.
         """
-        thread = threading.Thread(
-            target=self.call, args=(fn, *args), kwargs=kwargs, name=f"interpreter-{self._id}"
-        )
+        target: Callable[[], None]
+        pool = self._pool
+        if pool is None:
+
+            def target() -> None:
+                self.call(fn, *args, **kwargs)
+        else:
+            try:
+                future = self._begin(pool, self._sender(pool, fn, args, kwargs))
+            except Exception as exc:
+                failure = exc
+
+                def target() -> None:
+                    raise failure
+            else:
+
+                def target() -> None:
+                    excinfo = self._outcome(future)[1]
+                    if excinfo is not None:
+                        raise ExecutionFailed(excinfo)
+
+        thread = threading.Thread(target=target, name=f"interpreter-{self._id}")
         thread.start()
         return thread
 
@@ -584,21 +603,19 @@ class Interpreter:
         except low_level.NotShareableError as exc:
             raise NotShareableError(str(exc)) from None
 
-    def _begin(self, pool: InterpreterPool) -> None:
+    def _begin(self, pool: InterpreterPool, submit: Callable[[], Any]) -> Any:
+        """Have the interpreter do something; returns a future.
+
+        The interpreter's own thread ends the claim, whatever becomes of the caller.
+        """
         self._need_open(pool)
         was = pool._claim(_RUNS)
         if was == _RUNS:
             raise InterpreterError(f"interpreter {self._id} is already running")
         if was == _CLOSED:
             self._closed()
-
-    def _submit(
-        self, pool: InterpreterPool, submit: Callable[[], Any]
-    ) -> tuple[Any, _ExcInfo | None]:
-        """Have the interpreter do something; wait for its result, or what it raised."""
-        self._begin(pool)
         try:
-            future = submit()
+            return submit()
         except BaseException as exc:
             pool._unclaim()
             if isinstance(exc, BrokenInterpreterPool):
@@ -608,7 +625,9 @@ class Interpreter:
             if type(exc) is RuntimeError and pool._is_closing:
                 self._closed()
             raise
-        # The interpreter's own thread ends the claim, whatever becomes of this wait.
+
+    def _outcome(self, future: Any) -> tuple[Any, _ExcInfo | None]:
+        """Wait for the result, or what was raised."""
         failure = future.exception()
         if failure is None:
             return future.result(), None
@@ -634,27 +653,42 @@ class Interpreter:
     def _call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, _ExcInfo | None]:
-        if not callable(fn):
-            raise TypeError(f"expected a callable, not {type(fn).__name__}")
         pool = self._pool
         if pool is None:
             return self._standard_call(fn, args, kwargs)
+        return self._outcome(self._begin(pool, self._sender(pool, fn, args, kwargs)))
+
+    def _sender(
+        self,
+        pool: InterpreterPool,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Callable[[], Any]:
+        """Return what submits the call."""
+        if not callable(fn):
+            raise TypeError(f"expected a callable, not {type(fn).__name__}")
         if type(fn) is type(len) and fn in _LOOKING:
-            return self._submit(
-                pool, lambda: pool._call_worker("call_in_main", (fn.__name__, args, kwargs))
-            )
+            return lambda: pool._call_worker("call_in_main", (fn.__name__, args, kwargs))
         if _is_stateless(fn):
             import marshal
 
             function = cast(FunctionType, fn)
             code = marshal.dumps(function.__code__)
             sent = code, function.__qualname__, args, kwargs
-            return self._submit(pool, lambda: pool._call_worker("run_function", sent))
-        return self._submit(pool, lambda: pool.submit(fn, *args, **kwargs))
+
+            def submit() -> Any:
+                try:
+                    return pool._call_worker("run_function", sent)
+                except NotSendableError:
+                    return pool.submit(fn, *args, **kwargs)  # it names the argument
+
+            return submit
+        return lambda: pool.submit(fn, *args, **kwargs)
 
     def _run(self, name: str, args: tuple[Any, ...]) -> tuple[Any, _ExcInfo | None]:
         pool = cast(InterpreterPool, self._pool)
-        return self._submit(pool, lambda: pool._call_worker(name, args))
+        return self._outcome(self._begin(pool, lambda: pool._call_worker(name, args)))
 
     def _standard_call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
