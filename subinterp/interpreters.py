@@ -694,8 +694,10 @@ class Interpreter:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, _ExcInfo | None]:
         self._need_standard("call a function in")
+        # 3.13 takes no arguments: it says so if there are any.
+        given = (args, kwargs) if kwargs else (args,) if args else ()
         outcome = self._standard(
-            lambda: _low_level().call(self._id, fn, args or None, kwargs or None, restrict=True)
+            lambda: _low_level().call(self._id, fn, *given, restrict=True)
         )
         # 3.13 gives no results.
         return outcome if isinstance(outcome, tuple) else (None, outcome)
