@@ -370,9 +370,7 @@ def create(maxsize: int = 0, *, unbounditems: UnboundPolicy = UNBOUND) -> Queue:
         If `unbounditems` is something else.
     """
     flag = flag_of(unbounditems)
-    ends = _core.open_channel(
-        operator.index(maxsize), RecvChannel, SendChannel, _core.QUEUE, flag
-    )
+    ends = _core.open_channel(operator.index(maxsize), RecvChannel, SendChannel, _core.QUEUE, flag)
     with _lock:
         return _make(*ends)
 

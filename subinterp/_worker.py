@@ -791,7 +791,8 @@ def run_function(code: bytes, qualname: str, args: "Any", kwargs: "dict[str, Any
     """Call a function that needs nothing but its code; its globals are those of `__main__`."""
     import marshal
 
-    function = type(worker_name)(marshal.loads(code), sys.modules["__main__"].__dict__)
+    function_type: Any = type(worker_name)
+    function = function_type(marshal.loads(code), sys.modules["__main__"].__dict__)
     function.__qualname__ = qualname
     return function(*args, **kwargs)
 

@@ -262,7 +262,7 @@ class Interpreter:
     _number: int | None  # of _WHENCE; None: not asked yet
     _decref: Callable[[int], None] | None  # gives up what keeps a standard one
 
-    def __new__(cls, id: int, /) -> Interpreter:
+    def __new__(cls, id: int, /) -> Interpreter:  # noqa: D102
         if not isinstance(id, int):
             raise TypeError(f"id must be an int, got {id!r}")
         id = int(id)
@@ -410,9 +410,7 @@ class Interpreter:
                 raise ValueError(f"the name {name!r} has a null character")
         if self._pool is None:
             self._need_standard("bind objects in")
-            self._standard(
-                lambda: _low_level().set___main___attrs(self._id, names, restrict=True)
-            )
+            self._standard(lambda: _low_level().set___main___attrs(self._id, names, restrict=True))
             return
         _, excinfo = self._run("prepare_main", (names,))
         if excinfo is not None:
@@ -449,20 +447,19 @@ class Interpreter:
         Blocks until the code is done, with this interpreter's lock released.
         """
         if isinstance(code, (str, bytes, CodeType)):
-            script = _script(code)
+            excinfo = self._exec(_script(code))
         elif (
             type(code) is FunctionType
             and code.__closure__ is None
             and not _takes_arguments(code.__code__)
         ):
-            script = code.__code__
+            excinfo = self._exec(code.__code__)
         elif callable(code):
-            script = None
+            _, excinfo = self._call(code, (), {})
         else:
             raise TypeError(
                 f"code must be a string, a code object or a function, not {type(code).__name__}"
             )
-        excinfo = self._exec(script) if script is not None else self._call(code, (), {})[1]
         if excinfo is not None:
             raise ExecutionFailed(excinfo)
 
@@ -584,7 +581,7 @@ class Interpreter:
             self._closed()
 
     def _need_standard(self, what: str) -> None:
-        """It has no thread of ours: the standard library must have made it."""
+        """Refuse one that neither we nor the standard library have made."""
         if self._whence() != _STANDARD:
             raise InterpreterError(
                 f"cannot {what} unrecognized interpreter {self._id}: "
@@ -696,9 +693,7 @@ class Interpreter:
         self._need_standard("call a function in")
         # 3.13 takes no arguments: it says so if there are any.
         given = (args, kwargs) if kwargs else (args,) if args else ()
-        outcome = self._standard(
-            lambda: _low_level().call(self._id, fn, *given, restrict=True)
-        )
+        outcome = self._standard(lambda: _low_level().call(self._id, fn, *given, restrict=True))
         # 3.13 gives no results.
         return outcome if isinstance(outcome, tuple) else (None, outcome)
 

@@ -95,7 +95,7 @@ class ChannelNotFoundError(ChannelError):
 
 
 class ChannelClosedError(ChannelError):
-    """This end is closed, or the other side is."""
+    """The end is closed, or the other side is."""
 
 
 class ChannelEmptyError(ChannelError):
@@ -135,7 +135,7 @@ class Interpreter:
 
     _interp: interpreters.Interpreter
 
-    def __new__(cls, id: int) -> Interpreter:
+    def __new__(cls, id: int) -> Interpreter:  # noqa: D102
         try:
             return _wrapped(interpreters.Interpreter(id))
         except interpreters.InterpreterNotFoundError as exc:

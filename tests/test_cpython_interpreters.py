@@ -35,7 +35,6 @@ if sys.version_info < (3, 14):
     )
 try:
     import test.test_interpreters as cpython_tests
-    from test import support
 except ImportError as error:
     if not (error.name or "").startswith("test"):
         raise
@@ -61,7 +60,10 @@ CHANGES = [
     (r"from concurrent\.interpreters import (?!_)", "from subinterp.interpreters import "),
     (r"concurrent\.interpreters\.ExecutionFailed", "subinterp.interpreters.ExecutionFailed"),
     # PEP 554's channels are a module of CPython's tests: ours stands for it, see CHANNELS.
-    (r"from test\.support import channels\b,?", f"from {PACKAGE} import channels; from test.support import"),
+    (
+        r"from test\.support import channels\b,?",
+        f"from {PACKAGE} import channels; from test.support import",
+    ),
     (r"from test\.support import$", ""),
     # It is the PEP's default, not an exception.
     (r"recv_nowait\(\)", "_recv_nowait()"),
@@ -122,7 +124,10 @@ DIFFERENT = {
         _BY_VALUE + "; see test_interpreters.py::test_prepare_main_unsendable",
     ),
     "test_api.TestInterpreterCall.test_call_in_thread": ("invalid case", _BY_VALUE),
-    "test_api.TestInterpreterCall.test_call_invalid": ("get_call_func_closure|call_func_complex", _BY_VALUE),
+    "test_api.TestInterpreterCall.test_call_invalid": (
+        "get_call_func_closure|call_func_complex",
+        _BY_VALUE,
+    ),
     "test_api.TestInterpreterCall.test_callable_requires_frame": (
         "globals|locals|vars",
         _BY_VALUE,

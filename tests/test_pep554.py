@@ -99,7 +99,12 @@ def test_errors_of_running_and_closing(interp):
         with pytest.raises(RuntimeError):
             other.close()
     interp.close()
-    for call in (interp.close, lambda: interp.run("1"), lambda: interp.bind(a=1), interp.is_running):
+    for call in (
+        interp.close,
+        lambda: interp.run("1"),
+        lambda: interp.bind(a=1),
+        interp.is_running,
+    ):
         with pytest.raises(pep554.InterpreterNotFoundError):
             call()
     with pytest.raises(pep554.InterpreterNotFoundError):
