@@ -2456,39 +2456,48 @@ def close_pools_of_this_interpreter():
     cdef uint64_t ids[1024]
     cdef size_t n, i
     cdef si_pool *p
-    cdef si_ret st
+    cdef bint single
     cdef Context context = _context
     import sys
     interpreters = sys.modules.get("subinterp.interpreters")
     try:
         if interpreters is not None and hasattr(interpreters, "let_go"):
             interpreters.let_go()
-        n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
-        for i in range(n):
-            p = si_pool_find(ids[i])
-            if p == NULL:
-                continue
-            try:
-                si_pool_close(p, False, False)
-                if not si_pool_given_up(p):
-                    st = SI_INTR
-                    while st == SI_INTR:
-                        with nogil:
-                            st = si_pool_join(p, SI_FOREVER)
-                        _drain_output(p, context)
-                        try:
-                            _look_around()
-                        except BaseException as exc:
-                            if _is_stop(exc):
-                                si_pool_close(p, True, True)
-                                with nogil:
-                                    si_stop_all(p, -1)
-                            raise
-            finally:
-                si_pool_release(p)
+        # Tasks of pools may use single interpreters to the last.
+        for single in (False, True):
+            n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
+            for i in range(n):
+                p = si_pool_find(ids[i])
+                if p == NULL:
+                    continue
+                try:
+                    if (p.single >= 0) == single:
+                        _end_pool(p, context)
+                finally:
+                    si_pool_release(p)
     finally:
         if context.notifier is not None:
             context.notifier.stop()
+
+
+cdef int _end_pool(si_pool *p, Context context) except -1:
+    cdef si_ret st = SI_INTR
+    si_pool_close(p, False, False)
+    if si_pool_given_up(p):
+        return 0
+    while st == SI_INTR:
+        with nogil:
+            st = si_pool_join(p, SI_FOREVER)
+        _drain_output(p, context)
+        try:
+            _look_around()
+        except BaseException as exc:
+            if _is_stop(exc):
+                si_pool_close(p, True, True)
+                with nogil:
+                    si_stop_all(p, -1)
+            raise
+    return 0
 
 
 def stop_notifier():

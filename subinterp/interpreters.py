@@ -150,7 +150,9 @@ def _low_level() -> Any:
 
 # ---- what runs in an interpreter ----------------------------------------------------
 
-_VARIADIC = 0x04 | 0x08  # co_flags: *args, **kwargs
+# co_flags: *args, **kwargs; generators, coroutines, asynchronous generators.
+_VARIADIC = 0x04 | 0x08
+_SUSPENDS = 0x20 | 0x80 | 0x200
 
 # Builtins that look at the names of their caller.
 _LOOKING = frozenset({dir, eval, exec, globals, locals, vars})
@@ -160,14 +162,20 @@ def _takes_arguments(code: CodeType) -> bool:
     return bool(code.co_argcount or code.co_kwonlyargcount or code.co_flags & _VARIADIC)
 
 
+def _checked_script(code: CodeType) -> CodeType:
+    if _takes_arguments(code):
+        raise ValueError("code with args not supported")
+    if code.co_freevars:
+        raise ValueError("code that uses names of an enclosing function is not supported")
+    if code.co_flags & _SUSPENDS:
+        raise ValueError("a generator or coroutine is not a script: it would not run")
+    return code
+
+
 def _script(code: str | bytes | CodeType) -> CodeType:
     """Return the code object to be executed in `__main__`."""
     if isinstance(code, CodeType):
-        if _takes_arguments(code):
-            raise ValueError("code with args not supported")
-        if code.co_freevars:
-            raise ValueError("code that uses names of an enclosing function is not supported")
-        return code
+        return _checked_script(code)
     if isinstance(code, str):
         import textwrap
 
@@ -270,11 +278,15 @@ class Interpreter:
             raise ValueError(f"the id of an interpreter must not be negative, got {id}")
         with _lock:
             known = _known.get(id)
-            if known is not None and not known._is_closed():
+            if known is not None and known._pool is not None and not known._is_closed():
                 return known
             pool = _core.pool_of_interpreter(id) if id < 1 << 63 else None
             if pool is None:
                 _need_exists(id)
+                if known is not None and known._pool is None:
+                    return known
+            # An older object may be of one that was closed, or be from when it was listed
+            # while `create` was making it.
             return _make(id, pool)
 
     @property
@@ -433,7 +445,8 @@ class Interpreter:
         SyntaxError
             If the text is no Python.
         ValueError
-            If a code object has arguments, or uses names of an enclosing function.
+            If a code object has arguments, or uses names of an enclosing function, or
+            is a generator's or a coroutine's.
         InterpreterError
             If the interpreter runs already, or was made neither by `create` nor by
             the standard library.
@@ -453,7 +466,7 @@ class Interpreter:
             and code.__closure__ is None
             and not _takes_arguments(code.__code__)
         ):
-            excinfo = self._exec(code.__code__)
+            excinfo = self._exec(_checked_script(code.__code__))
         elif callable(code):
             _, excinfo = self._call(code, (), {})
         else:
@@ -564,10 +577,8 @@ class Interpreter:
 
     def _is_closed(self) -> bool:
         """Return True if it was closed, so that the number may be another one's."""
-        if self._pool is None:
-            ids = _core.interpreter_ids()
-            return ids is not None and self._id not in ids
-        return self._pool._claimed == _CLOSED or self._pool._is_closing
+        pool = self._pool
+        return pool is not None and (pool._claimed == _CLOSED or pool._is_closing)
 
     def _closed(self) -> None:
         raise InterpreterNotFoundError(f"interpreter {self._id} was closed")
@@ -763,7 +774,9 @@ def create(*, extensions: Extensions = "auto") -> Interpreter:
         1, thread_name_prefix="interpreter", extensions=extensions, max_abandoned=0
     )
     try:
-        interp_id: int = pool._call_worker("interpreter_id", ()).result()
+        # What it does is no matter: the interpreter is there then.
+        pool._call_worker("worker_name", ()).result()
+        [(_, _, _, interp_id, *_)] = pool._look()[2]
     except BaseException as exc:
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(exc, Exception):

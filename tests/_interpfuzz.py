@@ -7,6 +7,8 @@ the main interpreter puts into queues is counted: none is lost, none doubled.
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import random
 import sys
 import threading
@@ -327,8 +329,19 @@ def main(seed, operations, threads):
     ]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    done, quiet = 0, 0
+    while any(worker.is_alive() for worker in workers):
+        for worker in workers:
+            worker.join(10 / threads)
+        before, done = done, sum(fuzz.done.values())
+        quiet = quiet + 1 if done == before else 0
+        if quiet == 6:
+            print("no operation has ended for a minute", flush=True)
+            for interp in interpreters.list_all():
+                if interp._pool is not None:
+                    interp._pool.dump_tracebacks(sys.stderr)
+            faulthandler.dump_traceback()
+            os._exit(3)
     for thread in threading.enumerate():
         if thread not in (threading.current_thread(), *workers) and not thread.daemon:
             thread.join()

@@ -732,6 +732,13 @@ def test_bad_code(interp):
         interp.exec(takes.__code__)
     with pytest.raises(ValueError, match="enclosing"):
         interp.exec((lambda: takes).__code__)
+
+    async def coroutine():
+        pass
+
+    for code in (coroutine, coroutine.__code__):
+        with pytest.raises(ValueError, match="coroutine"):
+            interp.exec(code)
     for text in ("def (", b"def ("):
         with pytest.raises(SyntaxError):
             interp.exec(text)
