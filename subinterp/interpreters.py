@@ -776,7 +776,7 @@ def create(*, extensions: Extensions = "auto") -> Interpreter:
     try:
         # What it does is no matter: the interpreter is there then.
         pool._call_worker("worker_name", ()).result()
-        [(_, _, _, interp_id, *_)] = pool._look()[2]
+        interp_id = cast(int, pool._look()[2][0][3])
     except BaseException as exc:
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(exc, Exception):
