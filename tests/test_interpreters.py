@@ -856,3 +856,23 @@ def test_in_the_child_of_a_fork():
         """
     ).check()
     assert result.stdout == "0\n"
+
+
+def test_tasks_use_interpreters_to_the_end_of_the_program():
+    result = run_script(
+        """
+        import time
+        from subinterp import InterpreterPool, interpreters
+        pool = InterpreterPool(1)
+        interp = interpreters.create()
+
+        def work(interp):
+            time.sleep(0.3)
+            interp.exec("print('used', flush=True)")
+            made = interpreters.create()
+            made.exec("print('made', flush=True)")
+
+        pool.submit(work, interp)
+        """
+    ).clean()
+    assert result.stdout == "used\nmade\n"
