@@ -73,6 +73,7 @@ _HOMES = {
 }
 _MODULES = (
     "interpreters",
+    "pep554",
     "pool",
     "channels",
     "buffers",
@@ -83,7 +84,17 @@ _MODULES = (
 )
 
 if TYPE_CHECKING:
-    from subinterp import buffers, channels, errors, interpreters, observing, pool, runtime, sync
+    from subinterp import (
+        buffers,
+        channels,
+        errors,
+        interpreters,
+        observing,
+        pep554,
+        pool,
+        runtime,
+        sync,
+    )
     from subinterp._core import set_parked_limit, set_spin_time
     from subinterp._top import serve_top
     from subinterp.buffers import SharedBuffer, share
@@ -165,6 +176,7 @@ __all__ = [
     "errors",
     "interpreters",
     "observing",
+    "pep554",
     "pool",
     "runtime",
     "select",

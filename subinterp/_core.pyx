@@ -17,7 +17,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport isnan
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -1742,10 +1742,12 @@ cdef class PoolCore:
     cdef dict by_value                  # id(function) -> _ByValue
     cdef _PoolHandle forwarder          # while the notifier writes its output
     cdef bint owner                     # made here, not received
+    cdef bint user                      # stands for a single interpreter, and keeps it
     cdef object __weakref__
 
     def __dealloc__(self):
         if self.pool != NULL:
+            self._drop_user()
             # Forgotten without a shutdown: what is queued is still run.
             if self.owner:
                 si_pool_close(self.pool, False, False)
@@ -2058,6 +2060,41 @@ cdef class PoolCore:
                 fut._unobserve()
             self._refused(st)
         return fut
+
+    # ---- single interpreters ------------------------------------------------------
+
+    def _stand_alone(self, int64_t interp_id):
+        """From now on this is the pool of one interpreter that is used by itself."""
+        self.pool.users = 1
+        self.user = True
+        self.owner = False
+        # Last: from now on others find it.
+        self.pool.single = interp_id
+
+    cdef void _drop_user(self) noexcept:
+        if self.user:
+            self.user = False
+            if si_pool_drop_user(self.pool) and self.pool.generation == si_generation():
+                _forget_single(self.pool)
+
+    def _let_go(self):
+        """The object that keeps the interpreter is gone, or its own interpreter ends."""
+        self._drop_user()
+
+    def _claim(self, int how):
+        """Take the interpreter, to run something or to close it: 0: done; else who has it."""
+        return <int>si_pool_claim(self.pool, <si_claim>how)
+
+    def _unclaim(self):
+        si_pool_unclaim(self.pool)
+
+    @property
+    def _claimed(self):
+        return <int>si_pool_claimed(self.pool)
+
+    @property
+    def _forked(self):
+        return self.pool.generation != si_generation()
 
     def _set_stopping(self, double grace, int max_abandoned):
         """Part of the constructor: what becomes of tasks that do not stop."""
@@ -2471,33 +2508,63 @@ def _pool_by_id(token, uint64_t id):
     return core
 
 
+cdef void _forget_single(si_pool *p) noexcept:
+    """Nobody uses the interpreter any more. It ends by itself, but its messages are
+    unbound now, so that who has forgotten it finds them so."""
+    if si_pool_claim(p, SI_CLAIM_CLOSED) == SI_CLAIM_FREE:
+        si_channels_unbind(p.single)
+    si_pool_close(p, False, False)
+
+
+def pool_of_interpreter(int64_t interp_id):
+    """The pool of a single interpreter; None: there is no such one."""
+    # An interpreter does not keep itself.
+    user = interp_id != (<Context>_context).cx.interp_id
+    cdef si_pool *p = si_pool_of_single(interp_id, user)
+    if p == NULL:
+        return None
+    from subinterp.pool import InterpreterPool
+    cdef PoolCore core
+    try:
+        core = PoolCore.__new__(InterpreterPool)
+        core._adopt(p)
+    except BaseException:
+        if user and si_pool_drop_user(p):
+            _forget_single(p)
+        si_pool_release(p)
+        raise
+    core.user = user
+    return core
+
+
 def close_pools_of_this_interpreter():
     """At the end of an interpreter: no new tasks, wait for those there are."""
     cdef uint64_t ids[1024]
     cdef size_t n, i
     cdef si_pool *p
-    cdef si_ret st
+    cdef bint single
     cdef Context context = _context
+    import sys
+    interpreters = sys.modules.get("subinterp.interpreters")
     try:
-        n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
+        if interpreters is not None and hasattr(interpreters, "let_go"):
+            interpreters.let_go()
         context.feed_maps(None, False)
-        for i in range(n):
-            p = si_pool_find(ids[i])
-            if p == NULL:
-                continue
-            try:
-                si_pool_close(p, False, False)
-                if not si_pool_given_up(p):
-                    st = SI_INTR
-                    while st == SI_INTR:
-                        with nogil:
-                            st = si_pool_join(p, SI_FOREVER)
-                        _drain_output(p, context)
-                        _look_around()
-            finally:
-                si_pool_release(p)
+        # Tasks of pools may use single interpreters to the last.
+        for single in (False, True):
+            n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
+            for i in range(n):
+                p = si_pool_find(ids[i])
+                if p == NULL:
+                    continue
+                try:
+                    if (p.single >= 0) == single:
+                        _end_pool(p, context)
+                finally:
+                    si_pool_release(p)
     except BaseException as exc:
         if _is_stop(exc):
+            n = min(si_pools_of(context.cx.interp_id, ids, 1024), <size_t>1024)
             for i in range(n):
                 p = si_pool_find(ids[i])
                 if p != NULL:
@@ -2509,6 +2576,19 @@ def close_pools_of_this_interpreter():
     finally:
         if context.notifier is not None:
             context.notifier.stop()
+
+
+cdef int _end_pool(si_pool *p, Context context) except -1:
+    cdef si_ret st = SI_INTR
+    si_pool_close(p, False, False)
+    if si_pool_given_up(p):
+        return 0
+    while st == SI_INTR:
+        with nogil:
+            st = si_pool_join(p, SI_FOREVER)
+        _drain_output(p, context)
+        _look_around()
+    return 0
 
 
 def stop_notifier():
@@ -3356,6 +3436,27 @@ cdef class ChannelEnd:
         self._need_made()
         return self.handle.channel.maxsize
 
+    @property
+    def _settings(self):
+        """(size that was asked for, what becomes of messages whose interpreter ends)."""
+        self._need_made()
+        return self.handle.channel.asked, self.handle.channel.unbound
+
+    @property
+    def _usable(self):
+        """False if it was closed, or given up with its interpreter or a fork's parent."""
+        self._need_made()
+        return (self.open and si_handle_counted(&self.handle)
+                and si_channel_open(self.handle.channel, self.handle.side))
+
+    @property
+    def _other_side(self):
+        """True if there are handles of the other side."""
+        self._need_made()
+        return si_channel_open(
+            self.handle.channel, SI_SENDER if self.handle.side == SI_RECEIVER else SI_RECEIVER
+        )
+
     def qsize(self):
         """Return how many messages wait in the channel, at this moment."""
         self._need_made()
@@ -3465,9 +3566,14 @@ def _end_by_id(token, uint64_t id, int side):
                      channels.SendChannel if side == SI_SENDER else channels.RecvChannel)
 
 
-def open_channel(Py_ssize_t maxsize, recv_type, send_type):
+# What a channel is: `kind` of open_channel and the next two.
+QUEUE = SI_KIND_QUEUE
+CHANNEL_554 = SI_KIND_CHANNEL_554
+
+
+def open_channel(int64_t maxsize, recv_type, send_type, int kind=SI_KIND_CHANNEL, uint8_t unbound=0):
     """A new channel: (receiving end, sending end)."""
-    cdef si_channel *c = si_channel_new(<size_t>maxsize)
+    cdef si_channel *c = si_channel_new(<si_channel_kind>kind, maxsize, unbound)
     cdef si_context *cx = (<Context>_context).cx
     if c == NULL:
         raise MemoryError
@@ -3476,6 +3582,36 @@ def open_channel(Py_ssize_t maxsize, recv_type, send_type):
     _check(si_channel_add_handle(c, SI_SENDER, False))
     si_channel_retain(c)
     return recv, _wrap_end(cx, c, SI_SENDER, send_type)
+
+
+def attach_channel(uint64_t id, int kind, int side):
+    """A handle on one side (0: sending) of the channel of that number; None: there is none."""
+    from subinterp import channels
+    cdef si_channel *c = si_channel_find(id)
+    if c == NULL:
+        return None
+    if c.kind != <si_channel_kind>kind or si_channel_add_handle(c, <si_side>side, True) != SI_OK:
+        si_channel_release(c)
+        return None
+    return _wrap_end((<Context>_context).cx, c, <si_side>side,
+                     channels.RecvChannel if side else channels.SendChannel)
+
+
+def list_channels(int kind):
+    """Numbers of the channels of a kind that have handles on both sides, oldest first."""
+    cdef size_t n = 64, room = 0
+    cdef uint64_t *ids = NULL
+    try:
+        while n > room:
+            room = 2 * n
+            free(ids)
+            ids = <uint64_t *>malloc(room * sizeof(uint64_t))
+            if ids == NULL:
+                raise MemoryError
+            n = si_channels_list(<si_channel_kind>kind, ids, room)
+        return [ids[i] for i in range(<Py_ssize_t>n - 1, -1, -1)]
+    finally:
+        free(ids)
 
 
 cdef class SendEnd(ChannelEnd):
@@ -3518,14 +3654,18 @@ cdef class SendEnd(ChannelEnd):
         -----
         Does not block.
         """
+        self._push_nowait(obj, NULL)
+
+    cdef int _push_nowait(self, obj, si_sending *how) except -1:
         cdef si_msg msg
         cdef si_ret st
         self._need_open()
         self._encode(&msg, obj)
-        st = si_channel_try_send(self.handle.channel, &msg)
+        st = si_channel_try_send(self.handle.channel, &msg, how)
         if st != SI_OK:
             si_msg_clear(&msg)
             _check_channel(st, SI_SENDER)
+        return 0
 
     def send(self, obj, timeout=None):
         """Send a copy of an object, waiting for room in a bounded channel.
@@ -3552,6 +3692,9 @@ cdef class SendEnd(ChannelEnd):
         lock released. The message belongs to no interpreter: it outlives the
         sender's.
         """
+        self._push(obj, timeout, NULL)
+
+    cdef int _push(self, obj, timeout, si_sending *how) except -1:
         cdef si_msg msg
         cdef si_ret st
         cdef int64_t deadline
@@ -3559,18 +3702,62 @@ cdef class SendEnd(ChannelEnd):
         if timeout is not None:
             check_timeout(timeout)
         self._encode(&msg, obj)
-        st = si_channel_try_send(self.handle.channel, &msg)
+        st = si_channel_try_send(self.handle.channel, &msg, how)
         if st == SI_OK:
-            return
+            return 0
         try:
             if st == SI_FULL:
                 deadline = _deadline(timeout)
                 while st == SI_FULL:
                     _wait_channel(self, deadline)
-                    st = si_channel_try_send(self.handle.channel, &msg)
+                    st = si_channel_try_send(self.handle.channel, &msg, how)
             _check_channel(st, SI_SENDER)
         finally:
             si_msg_clear(&msg)
+        return 0
+
+    def _put(self, obj, timeout, uint8_t unbound):
+        """As `send`, and the message is bound to this interpreter."""
+        cdef si_sending how = si_sending(self.cx, unbound, NULL, False)
+        self._push(obj, timeout, &how)
+
+    def _put_nowait(self, obj, uint8_t unbound):
+        """As `send_nowait`, and bound; True if a receiver was waiting."""
+        cdef si_sending how = si_sending(self.cx, unbound, NULL, False)
+        self._push_nowait(obj, &how)
+        return how.met
+
+    def _put_and_wait(self, obj, timeout, uint8_t unbound):
+        """As `_put`, until the message is received.
+
+        ChannelClosed: nobody will. SendTimeout: nobody has, and the message is
+        taken back.
+        """
+        cdef si_receipt receipt
+        cdef si_sending how = si_sending(self.cx, unbound, &receipt, False)
+        cdef si_receipt_state state = SI_IN_CHANNEL
+        cdef int64_t deadline = _deadline(check_timeout(timeout)), until
+        cdef bint main_thread = si_is_main_thread()
+        cdef si_ret st = SI_INTR
+        receipt.state = SI_IN_CHANNEL
+        self._push(obj, timeout, &how)
+        try:
+            while st != SI_OK:
+                until = min(deadline, si_now() + 50000000) if main_thread else deadline
+                with nogil:
+                    st = si_channel_await(self.handle.channel, &receipt, until)
+                if st == SI_TIMEOUT and until == deadline:
+                    break
+                if st == SI_TIMEOUT or st == SI_INTR:
+                    _look_around()
+                elif st != SI_OK:
+                    _check_channel(st, SI_SENDER)
+        finally:
+            state = si_channel_withdraw(self.handle.channel, &receipt)
+        if state == SI_IN_CHANNEL:
+            raise _errors().SendTimeout("nobody received the object in time")
+        if state == SI_DROPPED:
+            raise _errors().ChannelClosed("the object was not received: nobody can any more")
 
 
 cdef int _wait_channel(ChannelEnd end, int64_t deadline) except -1:
@@ -3601,9 +3788,19 @@ cdef int _wait_channel(ChannelEnd end, int64_t deadline) except -1:
     return _check_channel(st, side)
 
 
+cdef class LostItem:
+    """Received in place of an object whose sender's interpreter has ended."""
+    cdef readonly uint8_t unbound
+
+
 cdef class RecvEnd(ChannelEnd):
     cdef object _take(self, si_msg *msg):
+        cdef LostItem lost
         try:
+            if msg.format == SI_FMT_LOST:
+                lost = LostItem.__new__(LostItem)
+                lost.unbound = <uint8_t>msg.data[0]
+                return lost
             return si_value_decode(self.cx, msg, False)
         finally:
             si_msg_clear(msg)
@@ -5132,12 +5329,15 @@ def _process_token():
 
 
 def interpreter_ids():
-    """Ids of all interpreters of the process but for parked ones, newest first."""
+    """Ids of all interpreters of the process, newest first, but for parked ones and
+    those that were closed and are about to end."""
     cdef int64_t ids[4096]
     cdef size_t n
     if not si_runtime_known():
         return None
     idle = {interp_id for interp_id, _ in parked()}
+    n = min(si_pool_singles_ending(ids, 4096), <size_t>4096)
+    idle.update([ids[i] for i in range(<Py_ssize_t>n)])
     with nogil:
         n = si_runtime_list(ids, 4096)
     return [ids[i] for i in range(<Py_ssize_t>min(n, <size_t>4096)) if ids[i] not in idle]

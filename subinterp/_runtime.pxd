@@ -58,7 +58,7 @@ cdef extern from "si_message.h" nogil:
         void *ptr
         size_t start
     ctypedef enum si_format:
-        SI_FMT_NONE, SI_FMT_FAST, SI_FMT_PICKLE
+        SI_FMT_NONE, SI_FMT_FAST, SI_FMT_PICKLE, SI_FMT_LOST
     ctypedef struct si_msg:
         char *data
         size_t len
@@ -153,9 +153,14 @@ cdef extern from *:
 cdef extern from "si_context.h":
     ctypedef enum si_side:
         SI_SENDER, SI_RECEIVER
+    ctypedef enum si_channel_kind:
+        SI_KIND_CHANNEL, SI_KIND_QUEUE, SI_KIND_CHANNEL_554
     ctypedef struct si_channel:
         uint64_t id
         size_t maxsize
+        si_channel_kind kind
+        int64_t asked
+        uint8_t unbound
         uint32_t count
         int handles[2]
     ctypedef struct si_handle:
@@ -300,9 +305,13 @@ cdef extern from "si_pool.h" nogil:
         int index
         uint32_t state
         int64_t thread_id, since
+    ctypedef enum si_claim:
+        SI_CLAIM_FREE, SI_CLAIM_RUNS, SI_CLAIM_CLOSED
     ctypedef struct si_pool:
         uint64_t id
         int64_t creator
+        int64_t single
+        int users
         char *name
         uint32_t generation
         int max_workers
@@ -331,6 +340,12 @@ cdef extern from "si_pool.h" nogil:
     void si_pool_retain(si_pool *p)
     void si_pool_release(si_pool *p)
     si_pool *si_pool_find(uint64_t id)
+    si_pool *si_pool_of_single(int64_t interp_id, bint user)
+    bint si_pool_drop_user(si_pool *p)
+    size_t si_pool_singles_ending(int64_t *ids, size_t max)
+    si_claim si_pool_claim(si_pool *p, si_claim how)
+    void si_pool_unclaim(si_pool *p)
+    si_claim si_pool_claimed(si_pool *p)
     int si_pool_look(si_pool *p, si_worker_view *views, int max, int64_t *gone,
                      uint32_t *n_queued)
     int si_workers_of(si_pool *p, si_worker_thread *threads, int max)
@@ -462,13 +477,27 @@ cdef extern from "si_channel.h" nogil:
         si_node node
         si_channel *channel
         void *owner
-    si_channel *si_channel_new(size_t maxsize)
+    ctypedef enum si_receipt_state:
+        SI_IN_CHANNEL, SI_RECEIVED, SI_DROPPED
+    ctypedef struct si_receipt:
+        uint32_t state
+    ctypedef struct si_sending:
+        si_context *cx
+        uint8_t unbound
+        si_receipt *receipt
+        bint met
+    si_channel *si_channel_new(si_channel_kind kind, int64_t maxsize, uint8_t unbound)
+    size_t si_channels_list(si_channel_kind kind, uint64_t *ids, size_t max)
+    si_ret si_channel_await(si_channel *c, si_receipt *receipt, int64_t deadline)
+    si_receipt_state si_channel_withdraw(si_channel *c, si_receipt *receipt)
+    void si_channels_unbind(int64_t interp_id)
+    bint si_channel_open(si_channel *c, si_side side)
     si_channel *si_channel_find(uint64_t id)
     void si_channel_retain(si_channel *c)
     void si_channel_release(si_channel *c)
     si_ret si_channel_add_handle(si_channel *c, si_side side, bint attach)
     void si_channel_drop_count(si_channel *c, si_side side)
-    si_ret si_channel_try_send(si_channel *c, si_msg *m)
+    si_ret si_channel_try_send(si_channel *c, si_msg *m, si_sending *how)
     si_ret si_channel_try_recv(si_channel *c, si_msg *m)
     si_ret si_channel_wait(si_handle *h, int64_t deadline)
     void si_channel_tell_side(si_channel *c, si_side side)

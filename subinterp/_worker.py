@@ -543,7 +543,11 @@ def text_of(exc: BaseException) -> str:
     """Return the traceback as the interpreter would print it."""
     import traceback
 
-    return "".join(traceback.format_exception(exc))
+    # Without the frames of this module that lead to the task's own.
+    tb = exc.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == text_of.__code__.co_filename:
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, tb))
 
 
 def _dump(exc: BaseException) -> bytes:
@@ -881,6 +885,30 @@ def run_source(source: "str | bytes") -> None:
 
         code = marshal.loads(source)
     exec(code, sys.modules["__main__"].__dict__)
+
+
+def run_function(code: bytes, qualname: str, args: "Any", kwargs: "dict[str, Any]") -> "Any":
+    """Call a function that needs nothing but its code; its globals are those of `__main__`."""
+    import marshal
+
+    function_type: Any = type(worker_name)
+    function = function_type(marshal.loads(code), sys.modules["__main__"].__dict__)
+    function.__qualname__ = qualname
+    return function(*args, **kwargs)
+
+
+def call_in_main(name: str, args: "Any", kwargs: "dict[str, Any]") -> "Any":
+    """Call a builtin that looks at its caller's names, as if `__main__` did."""
+    names = sys.modules["__main__"].__dict__
+    if name == "globals" or (not args and name in ("locals", "vars")):
+        return names
+    if not args and name == "dir":
+        return sorted(names)
+    if name in ("eval", "exec") and len(args) == 1 and not kwargs:
+        args = (*args, names)
+    import builtins
+
+    return getattr(builtins, name)(*args, **kwargs)
 
 
 def prepare_main(names: "dict[str, Any]") -> None:

@@ -1,24 +1,54 @@
-"""Interpreters one at a time, after PEP 734's `concurrent.interpreters`."""
+"""Interpreters one at a time: the module of PEP 734, `concurrent.interpreters`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from types import CodeType, SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from types import CodeType, FunctionType, SimpleNamespace
+from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
 from subinterp import _core
 from subinterp._policy import Extensions
-from subinterp.errors import RemoteTraceback, SubinterpError
-from subinterp.pool import InterpreterPool
+from subinterp._queues import (
+    UNBOUND,
+    UNBOUND_ERROR,
+    UNBOUND_REMOVE,
+    ItemInterpreterDestroyed,
+    Queue,
+    QueueEmpty,
+    QueueError,
+    QueueFull,
+    QueueNotFoundError,
+    Shareable,
+)
+from subinterp._queues import create as create_queue
+from subinterp.errors import (
+    BrokenInterpreterPool,
+    NotSendableError,
+    RemoteTraceback,
+    SubinterpError,
+    TaskAbandoned,
+)
+from subinterp.pool import InterpreterPool, _prepare_interpreter
 
 __all__ = [
+    "UNBOUND",
+    "UNBOUND_ERROR",
+    "UNBOUND_REMOVE",
     "ExecutionFailed",
     "Interpreter",
     "InterpreterError",
     "InterpreterNotFoundError",
+    "ItemInterpreterDestroyed",
+    "NotShareableError",
+    "Queue",
+    "QueueEmpty",
+    "QueueError",
+    "QueueFull",
+    "QueueNotFoundError",
     "create",
+    "create_queue",
     "get_current",
     "get_main",
     "is_shareable",
@@ -34,56 +64,230 @@ class InterpreterNotFoundError(InterpreterError):
     """The interpreter is gone."""
 
 
+# A TypeError, as the standard's is.
+NotShareableError = NotSendableError
+
+
+class _ExcType(Protocol):
+    __name__: str
+
+
+class _ExcInfo(Protocol):
+    type: Any
+    msg: Any
+    formatted: Any
+    errdisplay: Any
+
+
+class _Excinfo(SimpleNamespace):
+    """A snapshot of an exception, and beside it the exception."""
+
+    __slots__ = ("exception",)
+    exception: BaseException | None
+
+
 class ExecutionFailed(InterpreterError):
-    """Code in an interpreter raised; the exception itself is the cause.
+    """Code in an interpreter raised.
 
     Attributes
     ----------
     excinfo : types.SimpleNamespace
         A snapshot of the exception: ``type`` (with ``__name__``,
         ``__qualname__``, ``__module__``), ``msg``, ``formatted`` and
-        ``errdisplay`` (the worker's traceback).
+        ``errdisplay`` (the interpreter's traceback).
+    exception : BaseException or None
+        The exception itself, with its own type where that can be had here; None
+        if the interpreter was made by the standard library.
     """
 
-    def __init__(self, exc: BaseException) -> None:
-        cls = type(exc)
-        try:
-            msg = str(exc)
-        except Exception:
-            msg = "(its text could not be made)"
-        formatted = f"{cls.__qualname__}: {msg}" if msg else cls.__qualname__
+    def __init__(self, excinfo: _ExcInfo) -> None:
+        formatted = excinfo.formatted
+        if not formatted:
+            name = getattr(excinfo.type, "__name__", None)
+            formatted = ": ".join(part for part in (name, excinfo.msg) if part)
         super().__init__(formatted)
-        last: BaseException | None = exc
-        while last is not None and not isinstance(last, RemoteTraceback):
-            last = last.__cause__
-        self.excinfo = SimpleNamespace(
-            type=SimpleNamespace(
-                __name__=cls.__name__, __qualname__=cls.__qualname__, __module__=cls.__module__
-            ),
-            msg=msg,
-            formatted=formatted,
-            errdisplay=last.text if isinstance(last, RemoteTraceback) else formatted,
-        )
+        self.excinfo = excinfo
+        self.exception: BaseException | None = getattr(excinfo, "exception", None)
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        display = getattr(self.excinfo, "errdisplay", None)
+        return f"{text}\n\nUncaught in the interpreter:\n\n{display}" if display else text
+
+    def __reduce__(self) -> Any:
+        return type(self), (SimpleNamespace(**vars(self.excinfo)),), {"exception": self.exception}
 
 
-# Interpreters that were made here, by id. Guarded by _lock, like their state.
-_lock = threading.Lock()
-_made: WeakValueDictionary[int, Interpreter] = WeakValueDictionary()
+def _snapshot(exc: BaseException) -> _Excinfo:
+    cls = type(exc)
+    try:
+        msg = str(exc)
+    except Exception:
+        msg = "(its text could not be made)"
+    module = "" if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}."
+    formatted = f"{module}{cls.__qualname__}: {msg}"
+    last: BaseException | None = exc
+    while last is not None and not isinstance(last, RemoteTraceback):
+        last = last.__cause__
+    excinfo = _Excinfo(
+        type=SimpleNamespace(
+            __name__=cls.__name__, __qualname__=cls.__qualname__, __module__=cls.__module__
+        ),
+        msg=msg,
+        formatted=formatted,
+        errdisplay=last.text.rstrip("\n") if isinstance(last, RemoteTraceback) else formatted,
+    )
+    excinfo.exception = exc
+    return excinfo
+
+
+def _low_level() -> Any:
+    """Return the standard library's module; imported for interpreters that it made."""
+    import _interpreters
+
+    return _interpreters
+
+
+# ---- what runs in an interpreter ----------------------------------------------------
+
+# co_flags: *args, **kwargs; generators, coroutines, asynchronous generators.
+_VARIADIC = 0x04 | 0x08
+_SUSPENDS = 0x20 | 0x80 | 0x200
+
+# Builtins that look at the names of their caller.
+_LOOKING = frozenset({dir, eval, exec, globals, locals, vars})
+
+
+def _takes_arguments(code: CodeType) -> bool:
+    return bool(code.co_argcount or code.co_kwonlyargcount or code.co_flags & _VARIADIC)
+
+
+def _checked_script(code: CodeType) -> CodeType:
+    if _takes_arguments(code):
+        raise ValueError("code with args not supported")
+    if code.co_freevars:
+        raise ValueError("code that uses names of an enclosing function is not supported")
+    if code.co_flags & _SUSPENDS:
+        raise ValueError("a generator or coroutine is not a script: it would not run")
+    return code
+
+
+def _script(code: str | bytes | CodeType) -> CodeType:
+    """Return the code object to be executed in `__main__`."""
+    if isinstance(code, CodeType):
+        return _checked_script(code)
+    if isinstance(code, str):
+        import textwrap
+
+        code = textwrap.dedent(code)
+    compiled: CodeType = compile(code, "<script>", "exec", dont_inherit=True)
+    return compiled
+
+
+def _needs_only_builtins(code: CodeType, names: dict[str, Any]) -> bool:
+    """Return True if the code uses no global names but those of builtins."""
+    import builtins
+
+    unknown = {n for n in code.co_names if n in names or not hasattr(builtins, n)}
+    if unknown:
+        import dis
+
+        # Names of attributes are among them.
+        for instruction in dis.get_instructions(code):
+            if (
+                instruction.opname.endswith(("_GLOBAL", "_NAME"))
+                and not instruction.opname.startswith("IMPORT")
+                and instruction.argval in unknown
+            ):
+                return False
+    return all(
+        _needs_only_builtins(const, names) for const in code.co_consts if type(const) is CodeType
+    )
+
+
+def _is_stateless(fn: object) -> bool:
+    """Return True for a function that is no more than its code, and has no name elsewhere."""
+    return (
+        type(fn) is FunctionType
+        and fn.__closure__ is None
+        and not fn.__defaults__
+        and not fn.__kwdefaults__
+        and not hasattr(fn, "__wrapped__")
+        and _core.importable(fn) is None
+        and _needs_only_builtins(fn.__code__, fn.__globals__)
+    )
+
+
+# ---- interpreters ----------------------------------------------------------------------
+
+# The interpreters that have an object here: one each. Guarded by _lock.
+_lock = threading.RLock()
+_known: WeakValueDictionary[int, Interpreter] = WeakValueDictionary()
+
+_RUNS, _CLOSED = 1, 2  # si_claim
+
+# As the standard names where an interpreter comes from, by the numbers of `_interpreters`.
+_WHENCE = (
+    "unknown",
+    "runtime init",
+    "legacy C-API",
+    "C-API",
+    "cross-interpreter C-API",
+    "_interpreters module",
+)
+_STANDARD = 5
 
 
 class Interpreter:
-    """One interpreter with its own lock, on a native thread of its own.
+    """One interpreter, by its number; `create` makes one.
 
-    Made by `create`. What runs in it runs on its thread, one thing at a time:
-    while something runs, `exec`, `call` and `close` raise InterpreterError,
-    also when several threads race.
+    What runs in it runs one thing at a time: while something runs, whoever asked
+    for it, `exec`, `call`, `prepare_main` and `close` raise InterpreterError.
+
+    An interpreter that `create` made has its own lock and runs on a native thread
+    of its own. It ends when `close` is called, or when no object in another
+    interpreter stands for it any more. Interpreters that the standard library made
+    can be used as well; of others, only what they are.
+
+    Parameters
+    ----------
+    id : int
+        Number of an interpreter that exists. Within an interpreter, there is one
+        object for a number.
+
+    Raises
+    ------
+    TypeError
+        If `id` is not an integer.
+    ValueError
+        If it is negative.
+    InterpreterNotFoundError
+        If there is no such interpreter.
     """
 
-    def __init__(self, id: int, pool: InterpreterPool | None = None) -> None:
-        self._interp_id = id
-        self._pool = pool
-        self._running = False
-        self._closed = False
+    _id: int
+    _pool: InterpreterPool | None
+    _number: int | None  # of _WHENCE; None: not asked yet
+    _decref: Callable[[int], None] | None  # gives up what keeps a standard one
+
+    def __new__(cls, id: int, /) -> Interpreter:  # noqa: D102
+        if not isinstance(id, int):
+            raise TypeError(f"id must be an int, got {id!r}")
+        id = int(id)
+        if id < 0:
+            raise ValueError(f"the id of an interpreter must not be negative, got {id}")
+        with _lock:
+            known = _known.get(id)
+            if known is not None and known._pool is not None and not known._is_closed():
+                return known
+            pool = _core.pool_of_interpreter(id) if id < 1 << 63 else None
+            if pool is None:
+                _need_exists(id)
+                if known is not None and known._pool is None:
+                    return known
+            # An older object may be of one that was closed, or be from when it was listed
+            # while `create` was making it.
+            return _make(id, pool)
 
     @property
     def id(self) -> int:
@@ -91,27 +295,44 @@ class Interpreter:
 
         One that was parked keeps its number (see `subinterp.set_parked_limit`).
         """
-        return self._interp_id
+        return self._id
+
+    @property
+    def whence(self) -> str:
+        """Where the interpreter comes from, in the standard's words.
+
+        "_interpreters module": `create` made it, this module's or the standard's, so
+        that it can be used and closed. "runtime init": the main interpreter.
+        "C-API" and the like: others, workers of pools among them.
+        """
+        return _WHENCE[self._whence()]
 
     def __repr__(self) -> str:
-        return f"Interpreter({self._interp_id})"
+        return f"Interpreter({self._id})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Interpreter):
             return NotImplemented
-        return other._interp_id == self._interp_id
+        return other._id == self._id
 
     def __hash__(self) -> int:
-        return hash(self._interp_id)
+        return hash(self._id)
 
     def __reduce__(self) -> Any:
-        return _by_id, (self._interp_id,)
+        return Interpreter, (self._id,)
+
+    def __del__(self) -> None:
+        decref, self._decref = self._decref, None
+        if decref is not None:
+            try:
+                decref(self._id)
+            except Exception:
+                pass  # it has ended
 
     def is_running(self) -> bool:
         """Return True if the interpreter is executing something.
 
-        For one that was not made here, only the main and the current
-        interpreter are known to be running.
+        Threads that code in it has started do not count.
 
         Raises
         ------
@@ -122,12 +343,13 @@ class Interpreter:
         -----
         Does not block.
         """
-        if self._pool is None:
-            self._exists()
-            return self._interp_id in (0, _core.current_interpreter_id())
-        with _lock:
-            self._not_closed()
-            return self._running
+        if self._pool is not None:
+            self._need_open(self._pool)
+            return self._pool._claimed == _RUNS
+        if self._id == 0 or (_core.in_worker() and self._id == _core.current_interpreter_id()):
+            return True
+        _need_exists(self._id)
+        return bool(self._standard(lambda: _low_level().is_running(self._id)))
 
     def close(self) -> None:
         """End the interpreter.
@@ -135,63 +357,99 @@ class Interpreter:
         Raises
         ------
         InterpreterError
-            If it is the main or the current interpreter, runs, or was not
-            made by this library.
+            If it is the main or the current interpreter, runs, or was made neither
+            by `create` nor by the standard library.
         InterpreterNotFoundError
             If it was closed before.
 
         Notes
         -----
         Blocks until its thread has ended or parked it (see
-        `subinterp.set_parked_limit`).
+        `subinterp.set_parked_limit`), with the interpreter's lock released.
         """
-        if self._interp_id == 0:
+        if self._id == 0:
             raise InterpreterError("cannot close the main interpreter")
-        if self._interp_id == _core.current_interpreter_id():
+        pool = self._pool
+        if pool is None:
+            self._need_standard("close")
+            self._standard(lambda: _low_level().destroy(self._id, restrict=True))
+            return
+        if self._id == _core.current_interpreter_id():
             raise InterpreterError("cannot close the current interpreter")
-        pool = self._need_own()
+        self._need_open(pool)
+        was = pool._claim(_CLOSED)
+        if was == _RUNS:
+            raise InterpreterError(f"cannot close interpreter {self._id}: it is running")
+        if was == _CLOSED:
+            self._closed()
         with _lock:
-            self._not_closed()
-            if self._running:
-                raise InterpreterError("cannot close a running interpreter")
-            self._closed = True
-            _made.pop(self._interp_id, None)
+            if _known.get(self._id) is self:
+                del _known[self._id]
         pool.shutdown(wait=True)
 
-    def prepare_main(self, ns: dict[str, Any] | None = None, /, **kwargs: Any) -> None:
+    def prepare_main(
+        self, ns: Mapping[str, Any] | Iterable[tuple[str, Any]] | None = None, /, **kwargs: Any
+    ) -> None:
         """Bind objects in the interpreter's `__main__`.
 
         Parameters
         ----------
-        ns : dict, optional
+        ns : mapping or iterable of pairs, optional
             Names and objects; copied as arguments of a task are.
         **kwargs
             More of them.
 
         Raises
         ------
-        NotSendableError
-            If an object cannot be sent.
+        NotShareableError
+            If an object cannot be sent; then none is bound.
+        ValueError
+            If there are none, or a name has a null character.
+        TypeError
+            If a name is not a string.
         InterpreterError
             If the interpreter runs.
+        InterpreterNotFoundError
+            If it was closed.
         """
-        names = {**(ns or {}), **kwargs}
-        self._run("prepare_main", (names,))
+        names: dict[Any, Any] = dict(ns, **kwargs) if ns is not None else kwargs
+        if not names:
+            raise ValueError("prepare_main needs at least one name and object")
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"names must be strings, not {type(name).__name__}")
+            if "\0" in name:
+                raise ValueError(f"the name {name!r} has a null character")
+        if self._pool is None:
+            self._need_standard("bind objects in")
+            self._standard(lambda: _low_level().set___main___attrs(self._id, names, restrict=True))
+            return
+        _, excinfo = self._run("prepare_main", (names,))
+        if excinfo is not None:
+            raise ExecutionFailed(excinfo)
 
-    def exec(self, code: str | CodeType | Callable[[], object], /) -> None:
+    def exec(self, code: str | bytes | CodeType | Callable[[], object], /) -> None:
         """Execute code in the interpreter's `__main__`.
 
         Parameters
         ----------
-        code : str, code object or function without arguments
-            A string is dedented and executed as a module's text.
+        code : str, bytes, code object or function without arguments
+            A string is dedented and executed as a module's text. A function's body
+            is executed with the names of that `__main__` as its globals; one that
+            uses names of an enclosing function is called, as by `call`.
 
         Raises
         ------
         ExecutionFailed
-            If the code raised; the exception is its cause.
+            If the code raised.
+        SyntaxError
+            If the text is no Python.
+        ValueError
+            If a code object has arguments, or uses names of an enclosing function, or
+            is a generator's or a coroutine's.
         InterpreterError
-            If the interpreter runs already, or was not made by `create` here.
+            If the interpreter runs already, or was made neither by `create` nor by
+            the standard library.
         InterpreterNotFoundError
             If it was closed.
         TypeError
@@ -201,20 +459,22 @@ class Interpreter:
         -----
         Blocks until the code is done, with this interpreter's lock released.
         """
-        if isinstance(code, str):
-            import textwrap
-
-            self._run("run_source", (textwrap.dedent(code),))
-        elif isinstance(code, CodeType):
-            import marshal
-
-            self._run("run_source", (marshal.dumps(code),))
+        if isinstance(code, (str, bytes, CodeType)):
+            excinfo = self._exec(_script(code))
+        elif (
+            type(code) is FunctionType
+            and code.__closure__ is None
+            and not _takes_arguments(code.__code__)
+        ):
+            excinfo = self._exec(_checked_script(code.__code__))
         elif callable(code):
-            self._call(code, (), {})
+            _, excinfo = self._call(code, (), {})
         else:
             raise TypeError(
                 f"code must be a string, a code object or a function, not {type(code).__name__}"
             )
+        if excinfo is not None:
+            raise ExecutionFailed(excinfo)
 
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function in the interpreter and return its result.
@@ -222,7 +482,9 @@ class Interpreter:
         Parameters
         ----------
         fn : callable
-            Importable functions travel by name, others by value.
+            Importable functions travel by name, others by value. One that uses
+            nothing but its arguments and builtins has the interpreter's `__main__`
+            for its globals, and so have `eval`, `exec`, `dir` and the like.
         *args, **kwargs
             Copied, as arguments of a task are.
 
@@ -234,11 +496,12 @@ class Interpreter:
         Raises
         ------
         ExecutionFailed
-            If the function raised; the exception is its cause.
-        NotSendableError
-            If the function or an argument cannot be sent.
+            If the function raised.
+        NotShareableError
+            If the function, an argument or the result cannot be sent.
         InterpreterError
-            If the interpreter runs already, or was not made by `create` here.
+            If the interpreter runs already, or was made neither by `create` nor by
+            the standard library.
         InterpreterNotFoundError
             If it was closed.
 
@@ -247,7 +510,10 @@ class Interpreter:
         Blocks until the call is done, with this interpreter's lock released.
         Functions and data travel as through a pool.
         """
-        return self._call(fn, args, kwargs)
+        result, excinfo = self._call(fn, args, kwargs)
+        if excinfo is not None:
+            raise ExecutionFailed(excinfo)
+        return result
 
     def call_in_thread(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -269,77 +535,214 @@ class Interpreter:
 
         Notes
         -----
-        Does not block.
+        Does not block. The call begins, and arguments are encoded, now.
         """
-        thread = threading.Thread(
-            target=self._call, args=(fn, args, kwargs), name=f"interpreter-{self._interp_id}"
-        )
+        target: Callable[[], None]
+        pool = self._pool
+        if pool is None:
+
+            def target() -> None:
+                self.call(fn, *args, **kwargs)
+        else:
+            try:
+                future = self._begin(pool, self._sender(pool, fn, args, kwargs))
+            except Exception as exc:
+                failure = exc
+
+                def target() -> None:
+                    raise failure
+            else:
+
+                def target() -> None:
+                    excinfo = self._outcome(future)[1]
+                    if excinfo is not None:
+                        raise ExecutionFailed(excinfo)
+
+        thread = threading.Thread(target=target, name=f"interpreter-{self._id}")
         thread.start()
         return thread
 
     # ---- how ------------------------------------------------------------------
 
-    def _not_closed(self) -> None:
-        if self._closed:
-            raise InterpreterNotFoundError(f"interpreter {self._interp_id} was closed")
+    def _whence(self) -> int:
+        if self._number is None:
+            if self._pool is not None:
+                self._number = _STANDARD
+            elif self._id == 0:
+                self._number = 1
+            else:
+                _need_exists(self._id)
+                self._number = self._standard(lambda: int(_low_level().whence(self._id)))
+        return cast(int, self._number)
 
-    def _exists(self) -> None:
-        ids = _core.interpreter_ids()
-        if ids is not None and self._interp_id not in ids:
-            raise InterpreterNotFoundError(f"interpreter {self._interp_id} is gone")
+    def _is_closed(self) -> bool:
+        """Return True if it was closed, so that the number may be another one's."""
+        pool = self._pool
+        return pool is not None and (pool._claimed == _CLOSED or pool._is_closing)
 
-    def _need_own(self) -> InterpreterPool:
-        if self._pool is None:
-            self._exists()
-            raise InterpreterError(
-                f"interpreter {self._interp_id} was not made by subinterp.interpreters.create() "
-                "in this interpreter, so it cannot be run or closed from here"
+    def _closed(self) -> None:
+        raise InterpreterNotFoundError(f"interpreter {self._id} was closed")
+
+    def _need_open(self, pool: InterpreterPool) -> None:
+        if pool._forked:
+            raise InterpreterNotFoundError(
+                f"interpreter {self._id} belongs to the parent of this forked process"
             )
-        return self._pool
+        if pool._claimed == _CLOSED or pool._is_closing:
+            self._closed()
 
-    def _begin(self) -> InterpreterPool:
-        pool = self._need_own()
-        with _lock:
-            self._not_closed()
-            if self._running:
-                raise InterpreterError(f"interpreter {self._interp_id} is already running")
-            self._running = True
-        return pool
+    def _need_standard(self, what: str) -> None:
+        """Refuse one that neither we nor the standard library have made."""
+        if self._whence() != _STANDARD:
+            raise InterpreterError(
+                f"cannot {what} unrecognized interpreter {self._id}: "
+                "neither subinterp.interpreters.create() nor the standard library made it"
+            )
 
-    def _end(self) -> None:
-        with _lock:
-            self._running = False
-
-    def _finish(self, future: Any) -> Any:
-        """Wait for the task; its own exception becomes ExecutionFailed."""
+    def _standard(self, function: Callable[[], Any]) -> Any:
+        """Call into the standard library's module; its exceptions become ours."""
+        low_level = _low_level()
         try:
-            exc = future.exception()
-        except BaseException:
-            # The wait was interrupted; the task goes on, and `_running` with it.
-            future.add_done_callback(lambda _: self._end())
-            raise
-        self._end()
-        if exc is not None:
-            raise ExecutionFailed(exc) from exc
-        return future.result()
+            return function()
+        except low_level.InterpreterNotFoundError as exc:
+            raise InterpreterNotFoundError(str(exc)) from None
+        except low_level.InterpreterError as exc:
+            raise InterpreterError(str(exc)) from None
+        except low_level.NotShareableError as exc:
+            raise NotShareableError(str(exc)) from None
 
-    def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        pool = self._begin()
-        try:
-            future = pool.submit(fn, *args, **kwargs)
-        except BaseException:
-            self._end()
-            raise
-        return self._finish(future)
+    def _begin(self, pool: InterpreterPool, submit: Callable[[], Any]) -> Any:
+        """Have the interpreter do something; returns a future.
 
-    def _run(self, name: str, args: tuple[Any, ...]) -> Any:
-        pool = self._begin()
+        The interpreter's own thread ends the claim, whatever becomes of the caller.
+        """
+        self._need_open(pool)
+        was = pool._claim(_RUNS)
+        if was == _RUNS:
+            raise InterpreterError(f"interpreter {self._id} is already running")
+        if was == _CLOSED:
+            self._closed()
         try:
-            future = pool._call_worker(name, args)
-        except BaseException:
-            self._end()
+            return submit()
+        except BaseException as exc:
+            pool._unclaim()
+            if isinstance(exc, BrokenInterpreterPool):
+                raise InterpreterError(
+                    f"interpreter {self._id} cannot be used any more: {exc}"
+                ) from exc
+            if type(exc) is RuntimeError and pool._is_closing:
+                self._closed()
             raise
-        return self._finish(future)
+
+    def _outcome(self, future: Any) -> tuple[Any, _ExcInfo | None]:
+        """Wait for the result, or what was raised."""
+        failure = future.exception()
+        if failure is None:
+            return future.result(), None
+        if isinstance(failure, (BrokenInterpreterPool, TaskAbandoned)):
+            raise InterpreterError(
+                f"interpreter {self._id} cannot be used any more: {failure}"
+            ) from failure
+        if type(failure) is NotSendableError and str(failure).startswith("result"):
+            raise NotSendableError(str(failure))
+        return None, _snapshot(failure)
+
+    def _exec(self, script: CodeType) -> _ExcInfo | None:
+        if self._pool is None:
+            self._need_standard("run code in")
+            excinfo: _ExcInfo | None = self._standard(
+                lambda: _low_level().exec(self._id, script, restrict=True)
+            )
+            return excinfo
+        import marshal
+
+        return self._run("run_source", (marshal.dumps(script),))[1]
+
+    def _call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, _ExcInfo | None]:
+        pool = self._pool
+        if pool is None:
+            return self._standard_call(fn, args, kwargs)
+        return self._outcome(self._begin(pool, self._sender(pool, fn, args, kwargs)))
+
+    def _sender(
+        self,
+        pool: InterpreterPool,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Callable[[], Any]:
+        """Return what submits the call."""
+        if not callable(fn):
+            raise TypeError(f"expected a callable, not {type(fn).__name__}")
+        if type(fn) is type(len) and fn in _LOOKING:
+            return lambda: pool._call_worker("call_in_main", (fn.__name__, args, kwargs))
+        if _is_stateless(fn):
+            import marshal
+
+            function = cast(FunctionType, fn)
+            code = marshal.dumps(function.__code__)
+            sent = code, function.__qualname__, args, kwargs
+
+            def submit() -> Any:
+                try:
+                    return pool._call_worker("run_function", sent)
+                except NotSendableError:
+                    return pool.submit(fn, *args, **kwargs)  # it names the argument
+
+            return submit
+        return lambda: pool.submit(fn, *args, **kwargs)
+
+    def _run(self, name: str, args: tuple[Any, ...]) -> tuple[Any, _ExcInfo | None]:
+        pool = cast(InterpreterPool, self._pool)
+        return self._outcome(self._begin(pool, lambda: pool._call_worker(name, args)))
+
+    def _standard_call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, _ExcInfo | None]:
+        self._need_standard("call a function in")
+        # 3.13 takes no arguments: it says so if there are any.
+        given = (args, kwargs) if kwargs else (args,) if args else ()
+        outcome = self._standard(lambda: _low_level().call(self._id, fn, *given, restrict=True))
+        # 3.13 gives no results.
+        return outcome if isinstance(outcome, tuple) else (None, outcome)
+
+
+def _make(id: int, pool: InterpreterPool | None) -> Interpreter:
+    """Make the object of an interpreter that has none here; the lock is held."""
+    made = object.__new__(Interpreter)
+    made._id = id
+    made._pool = pool
+    made._number = None
+    made._decref = None
+    if pool is not None:
+        # So that `let_go` is called when this interpreter ends.
+        _prepare_interpreter()
+    elif id not in (0, _core.current_interpreter_id()) and made._whence() == _STANDARD:
+        low_level = _low_level()
+        made._standard(lambda: low_level.incref(id))
+        made._decref = low_level.decref
+    _known[id] = made
+    return made
+
+
+def _need_exists(id: int) -> None:
+    ids = _core.interpreter_ids()
+    if ids is not None and id not in ids:
+        raise InterpreterNotFoundError(f"unrecognized interpreter ID {id}")
+
+
+def let_go() -> None:
+    """At the end of this interpreter: it keeps no others any more."""
+    if _core.current_interpreter_id() == 0:
+        return
+    with _lock:
+        interps = list(_known.values())
+        _known.clear()
+    for interp in interps:
+        if interp._pool is not None:
+            interp._pool._let_go()
 
 
 def create(*, extensions: Extensions = "auto") -> Interpreter:
@@ -353,7 +756,7 @@ def create(*, extensions: Extensions = "auto") -> Interpreter:
     Returns
     -------
     Interpreter
-        Ended by its `close`, or when the object is collected.
+        Ended by its `close`, or when no object in another interpreter stands for it.
 
     Raises
     ------
@@ -367,24 +770,21 @@ def create(*, extensions: Extensions = "auto") -> Interpreter:
     Blocks until it exists (about 12 ms), with this interpreter's lock
     released; several threads create in parallel.
     """
-    pool = InterpreterPool(1, thread_name_prefix="interpreter", extensions=extensions)
+    pool = InterpreterPool(
+        1, thread_name_prefix="interpreter", extensions=extensions, max_abandoned=0
+    )
     try:
-        interp_id = pool._call_worker("interpreter_id", ()).result()
+        # What it does is no matter: the interpreter is there then.
+        pool._call_worker("worker_name", ()).result()
+        interp_id = cast(int, pool._look()[2][0][3])
     except BaseException as exc:
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(exc, Exception):
             raise InterpreterError(f"the interpreter could not be created: {exc}") from exc
         raise
-    interp = Interpreter(interp_id, pool)
     with _lock:
-        _made[interp_id] = interp
-    return interp
-
-
-def _by_id(interp_id: int) -> Interpreter:
-    with _lock:
-        known = _made.get(interp_id)
-    return known if known is not None else Interpreter(interp_id)
+        pool._stand_alone(interp_id)
+        return _make(interp_id, pool)
 
 
 def list_all() -> list[Interpreter]:
@@ -393,32 +793,37 @@ def list_all() -> list[Interpreter]:
     Returns
     -------
     list of Interpreter
-        Oldest first, workers' interpreters and those made by others included;
-        only those that `create` made in this interpreter can be run or closed.
+        Oldest first, workers' interpreters and those made by others included.
     """
     ids = _core.interpreter_ids()
     if ids is None:
         # The runtime's layout was not recognised: at least those known here.
         with _lock:
-            ids = [*_made, _core.current_interpreter_id(), 0]
-    return [_by_id(i) for i in sorted(set(ids))]
+            ids = [*_known, _core.current_interpreter_id(), 0]
+    interps = []
+    for id in sorted(set(ids)):
+        try:
+            interps.append(Interpreter(id))
+        except InterpreterNotFoundError:
+            continue  # it ended between the listing and the look
+    return interps
 
 
 def get_current() -> Interpreter:
     """Return the interpreter that calls."""
-    return _by_id(_core.current_interpreter_id())
+    return Interpreter(_core.current_interpreter_id())
 
 
 def get_main() -> Interpreter:
     """Return the main interpreter."""
-    return _by_id(0)
+    return Interpreter(0)
 
 
 def is_shareable(obj: object) -> bool:
     """Return True if an object reaches other interpreters without pickling.
 
     That is None, bool, int, float, complex, str, bytes, tuples of these,
-    memoryview, SharedBuffer, channel ends, and locks and the like. Anything
+    memoryview, queues, SharedBuffer, channel ends, and locks and the like. Anything
     else that pickle or cloudpickle takes can be sent as well, as a copy.
 
     Parameters
@@ -435,4 +840,6 @@ def is_shareable(obj: object) -> bool:
         return True
     if type(obj) is tuple:
         return all(is_shareable(item) for item in obj)
-    return isinstance(obj, (memoryview, _core.ChannelEnd, _core.SharedMemory, _core.SyncCore))
+    return isinstance(
+        obj, (memoryview, Shareable, _core.ChannelEnd, _core.SharedMemory, _core.SyncCore)
+    )

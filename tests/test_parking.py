@@ -169,9 +169,24 @@ def _tell(value):
 
 def test_it_belongs_to_nobody():
     first = one_pool(hold_copies)
-    assert interpreters.Interpreter(first) not in interpreters.list_all()
+    assert first not in [interp.id for interp in interpreters.list_all()]
     with pytest.raises(interpreters.InterpreterNotFoundError):
-        interpreters.Interpreter(first).is_running()
+        interpreters.Interpreter(first)
+
+
+def test_an_object_of_one_that_was_parked_stays_closed():
+    """Also if the number comes again."""
+    old = interpreters.create()
+    old.call(hold_copies)
+    old.close()
+    new = interpreters.create()
+    assert new.id == old.id and new is not old
+    assert interpreters.Interpreter(old.id) is new
+    for call in (old.is_running, old.close, lambda: old.exec("1")):
+        with pytest.raises(interpreters.InterpreterNotFoundError):
+            call()
+    new.exec("x = 1")
+    new.close()
 
 
 def test_it_sleeps():

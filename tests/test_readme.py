@@ -65,7 +65,7 @@ def test_example_from_standard_input(number, tmp_path):
 def test_every_public_name_in_the_table_exists():
     import subinterp
 
-    named = set(re.findall(r"^\| `(?:subinterp\.)?([A-Za-z_]+)", README, flags=re.MULTILINE))
+    named = set(re.findall(r"^\| `(?:subinterp\.)?(\w+)", README, flags=re.MULTILINE))
     methods = {"send"}
     assert named - methods <= set(subinterp.__all__)
     for method in re.findall(r"`\.(\w+)", "\n".join(re.findall(r"^\|.*", README, re.MULTILINE))):

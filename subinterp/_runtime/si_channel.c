@@ -8,7 +8,7 @@ static si_mutex channels_mu;
 static si_channel *channels;
 static uint64_t next_channel_id = 1;
 
-si_channel *si_channel_new(size_t maxsize)
+si_channel *si_channel_new(si_channel_kind kind, int64_t maxsize, uint8_t unbound)
 {
     si_channel *c = NULL;
     if (posix_memalign((void **)&c, 64, sizeof *c) != 0)
@@ -16,7 +16,10 @@ si_channel *si_channel_new(size_t maxsize)
     memset(c, 0, sizeof *c);
     atomic_init(&c->refs, 1);
     c->generation = si_generation();
-    c->maxsize = maxsize;
+    c->kind = kind;
+    c->asked = maxsize;
+    c->maxsize = maxsize > 0 ? (size_t)maxsize : 0;
+    c->unbound = unbound;
     si_spin_init(&c->spin);
     si_lock(&channels_mu);
     c->id = next_channel_id++;
@@ -37,6 +40,16 @@ static void free_items(si_item *item)
         free(item);
         item = next;
     }
+}
+
+/* Tell the sender that waits for this item, if any. Lock held: it may go then. */
+static void settle(si_item *item, si_receipt_state state)
+{
+    if (!item->receipt)
+        return;
+    atomic_store_explicit(&item->receipt->state, state, memory_order_release);
+    si_futex_wake(&item->receipt->state, 1);
+    item->receipt = NULL;
 }
 
 void si_channel_release(si_channel *c)
@@ -77,6 +90,23 @@ si_channel *si_channel_find(uint64_t id)
         si_channel_retain(c);
     si_unlock(&channels_mu);
     return c;
+}
+
+size_t si_channels_list(si_channel_kind kind, uint64_t *ids, size_t max)
+{
+    size_t n = 0;
+    si_lock(&channels_mu);
+    for (si_channel *c = channels; c; c = c->all_next) {
+        if (c->kind != kind || c->generation != si_generation()
+            || atomic_load(&c->handles[SI_SENDER]) == 0
+            || atomic_load(&c->handles[SI_RECEIVER]) == 0)
+            continue;
+        if (n < max)
+            ids[n] = c->id;
+        n++;
+    }
+    si_unlock(&channels_mu);
+    return n;
 }
 
 /* ---- waiters ----------------------------------------------------------------- */
@@ -189,6 +219,8 @@ void si_channel_drop_count(si_channel *c, si_side side)
         dropped = c->head;
         c->head = c->tail = NULL;
         c->count = 0;
+        for (si_item *item = dropped; item; item = item->next)
+            settle(item, SI_DROPPED);
     }
     /* Messages may hold the last references to this very channel. */
     si_channel_retain(c);
@@ -207,7 +239,7 @@ void si_channel_drop_handle(si_channel *c, si_side side)
 
 /* ---- sending and receiving ------------------------------------------------------- */
 
-si_ret si_channel_try_send(si_channel *c, si_msg *m)
+si_ret si_channel_try_send(si_channel *c, si_msg *m, si_sending *how)
 {
     if (c->generation != si_generation())
         return SI_FORKED;
@@ -234,6 +266,11 @@ si_ret si_channel_try_send(si_channel *c, si_msg *m)
         si_msg_init(&item->msg);
     }
     item->next = NULL;
+    item->unbound = how ? how->unbound : SI_UNBOUND_KEEP;
+    item->owner = item->unbound ? how->cx->interp_id : -1;
+    item->receipt = how ? how->receipt : NULL;
+    c->binds |= item->unbound != SI_UNBOUND_KEEP;
+    bool bound = item->unbound != SI_UNBOUND_KEEP;
     si_msg_move(&item->msg, m);
     if (c->tail)
         c->tail->next = item;
@@ -243,7 +280,12 @@ si_ret si_channel_try_send(si_channel *c, si_msg *m)
     atomic_store_explicit(&c->count, c->count + 1, memory_order_release);
     wake_up w = tell_one(c, SI_RECEIVER);
     si_unlock(&c->mu);
+    if (how)
+        how->met = w.word || w.async;
     wake(w);
+    /* An abandoned interpreter that still runs: its end has passed. */
+    if (bound && atomic_load(&how->cx->ended))
+        si_channels_unbind(how->cx->interp_id);
     return SI_OK;
 }
 
@@ -266,6 +308,7 @@ si_ret si_channel_try_recv(si_channel *c, si_msg *m)
         c->tail = NULL;
     atomic_store_explicit(&c->count, c->count - 1, memory_order_release);
     si_msg_move(m, &item->msg);
+    settle(item, SI_RECEIVED);
     if (c->n_spare < MAX_SPARE) {
         item->next = c->spare;
         c->spare = item;
@@ -279,6 +322,116 @@ si_ret si_channel_try_recv(si_channel *c, si_msg *m)
     wake(w);
     free(item);
     return SI_OK;
+}
+
+si_ret si_channel_await(si_channel *c, si_receipt *receipt, int64_t deadline)
+{
+    si_ret st = SI_OK;
+    while (st == SI_OK
+           && atomic_load_explicit(&receipt->state, memory_order_acquire) == SI_IN_CHANNEL)
+        st = c->generation == si_generation() ? si_futex_wait(&receipt->state, SI_IN_CHANNEL, deadline)
+                                              : SI_FORKED;
+    return st;
+}
+
+/* Take an item out of the list; `before` is the one before it. Lock held. */
+static void unlink_item(si_channel *c, si_item *before, si_item *item)
+{
+    if (before)
+        before->next = item->next;
+    else
+        c->head = item->next;
+    if (c->tail == item)
+        c->tail = before;
+    atomic_store_explicit(&c->count, c->count - 1, memory_order_release);
+}
+
+si_receipt_state si_channel_withdraw(si_channel *c, si_receipt *receipt)
+{
+    if (c->generation != si_generation())
+        return SI_DROPPED;
+    wake_up w = {NULL, NULL, SI_SENDER};
+    si_lock(&c->mu);
+    si_item *before = NULL, *item = c->head;
+    while (item && item->receipt != receipt) {
+        before = item;
+        item = item->next;
+    }
+    if (item) {
+        unlink_item(c, before, item);
+        item->next = NULL;
+        if (c->maxsize)
+            w = tell_one(c, SI_SENDER);
+    }
+    si_unlock(&c->mu);
+    wake(w);
+    free_items(item);
+    return (si_receipt_state)atomic_load(&receipt->state);
+}
+
+/* ---- the end of a sender's interpreter ------------------------------------------- */
+
+/* What was in the channel, to be freed without the lock. */
+static si_item *unbind(si_channel *c, int64_t owner)
+{
+    si_item *removed = NULL, *before = NULL;
+    si_lock(&c->mu);
+    for (si_item *item = c->binds ? c->head : NULL, *next; item; item = next) {
+        next = item->next;
+        if (item->unbound == SI_UNBOUND_KEEP || item->owner != owner) {
+            before = item;
+            continue;
+        }
+        si_item *out = item;
+        if (item->unbound == SI_UNBOUND_REMOVE) {
+            unlink_item(c, before, item);
+            settle(item, SI_DROPPED);
+        }
+        else {
+            /* Without memory for it the message stays in the channel as it was. */
+            out = malloc(sizeof *out);
+            if (out) {
+                si_msg_init(&out->msg);
+                si_msg_move(&out->msg, &item->msg);
+                item->msg.data[0] = (char)item->unbound;
+                item->msg.len = 1;
+                item->msg.format = SI_FMT_LOST;
+            }
+            item->unbound = SI_UNBOUND_KEEP;
+            before = item;
+        }
+        if (out) {
+            out->next = removed;
+            removed = out;
+        }
+    }
+    si_unlock(&c->mu);
+    return removed;
+}
+
+void si_channels_unbind(int64_t interp_id)
+{
+    si_lock(&channels_mu);
+    si_channel *c = channels;
+    if (c)
+        si_channel_retain(c);
+    si_unlock(&channels_mu);
+    while (c) {
+        if (c->generation == si_generation()) {
+            si_item *removed = unbind(c, interp_id);
+            if (removed && c->maxsize)
+                tell_all(c, SI_SENDER);
+            free_items(removed);
+        }
+        /* What is held stays in the list, and with it the way to the next. */
+        si_lock(&channels_mu);
+        si_channel *next = c->all_next;
+        if (next)
+            si_channel_retain(next);
+        si_unlock(&channels_mu);
+        si_channel_release(c);
+        c = next;
+    }
 }
 
 /* What a waiter of that side waits for is there. Lock held. */
@@ -350,7 +503,8 @@ si_ret si_channel_wait(si_handle *h, int64_t deadline)
     unlist_link(c, side, &l);
     si_unlock(&c->mu);
     if (atomic_load_explicit(&w.told, memory_order_acquire)) {
-        if (st != SI_OK)
+        /* Or it will not look: its interpreter gave the handle up meanwhile. */
+        if (st != SI_OK || !si_handle_counted(h))
             pass_on(c, side);
         else if (si_now() - slept < 60000)
             si_spin_learn(&c->spin, true);

@@ -152,8 +152,12 @@ void si_context_end(si_context *cx)
         si_unlock(&cx->mu);
         if (!h)
             break;
+        /* Whoever waits through it, in an abandoned interpreter, shall not be the one
+         * that is told of a message. */
+        si_channel_tell_side(channel, side);
         si_channel_drop_handle(channel, side);
     }
+    si_channels_unbind(cx->interp_id);
     si_sync_context_end(cx);
     if (cx->notices)
         si_cq_close(cx->notices);

@@ -86,6 +86,7 @@ typedef enum {
     SI_FMT_NONE = 0,    /* no value */
     SI_FMT_FAST,        /* the codec's own form */
     SI_FMT_PICKLE,      /* a pickle, buffers and handles in parts */
+    SI_FMT_LOST,        /* its sender's interpreter has ended: one byte, an si_unbound */
 } si_format;
 
 typedef struct {

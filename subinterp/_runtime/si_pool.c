@@ -41,6 +41,7 @@ si_pool *si_pool_new(si_context *creator, int max_workers, int per_home, int64_t
     si_msg_init(&p->boot);
     si_msg_init(&p->initializer);
     si_msg_init(&p->reason);
+    atomic_init(&p->single, -1);
     si_spin_init(&p->worker_spin);
     si_spin_init(&p->caller_spin);
     si_lock(&pools_mu);
@@ -137,12 +138,53 @@ si_pool *si_pool_find(uint64_t id)
     return p;
 }
 
+si_pool *si_pool_of_single(int64_t interp_id, bool user)
+{
+    si_lock(&pools_mu);
+    si_pool *p = pools;
+    while (p && (p->generation != si_generation() || atomic_load(&p->single) != interp_id
+                 || si_pool_claimed(p) == SI_CLAIM_CLOSED))
+        p = p->all_next;
+    int users = p ? atomic_load(&p->users) : 0;
+    /* At none it is being closed; the interpreter itself may still ask then. */
+    while (p && user && users > 0 && !atomic_compare_exchange_weak(&p->users, &users, users + 1))
+        ;
+    if (p && user && users == 0)
+        p = NULL;
+    if (p)
+        si_pool_retain(p);
+    si_unlock(&pools_mu);
+    return p;
+}
+
+size_t si_pool_singles_ending(int64_t *ids, size_t max)
+{
+    size_t n = 0;
+    si_lock(&pools_mu);
+    for (si_pool *p = pools; p; p = p->all_next) {
+        if (p->generation != si_generation() || atomic_load(&p->single) < 0
+            || si_pool_claimed(p) != SI_CLAIM_CLOSED || atomic_load(&p->n_workers) == 0)
+            continue;
+        if (n < max)
+            ids[n] = atomic_load(&p->single);
+        n++;
+    }
+    si_unlock(&pools_mu);
+    return n;
+}
+
+bool si_pool_drop_user(si_pool *p)
+{
+    return atomic_fetch_sub(&p->users, 1) == 1;
+}
+
 size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max)
 {
     size_t n = 0;
     si_lock(&pools_mu);
     for (si_pool *p = pools; p; p = p->all_next) {
-        if ((creator < 0 || p->creator == creator) && p->generation == si_generation()) {
+        int64_t keeper = atomic_load(&p->single) < 0 ? p->creator : 0;
+        if ((creator < 0 || keeper == creator) && p->generation == si_generation()) {
             if (n < max)
                 ids[n] = p->id;
             n++;

@@ -139,6 +139,13 @@ struct si_pool {
     uint32_t generation;
     uint64_t id;
     int64_t creator;            /* id of the interpreter that made it; constant */
+
+    /* of an interpreter that is used by itself (subinterp.interpreters) */
+    _Atomic int64_t single;     /* its id; -1: an ordinary pool */
+    _Atomic int users;          /* objects that stand for it, in all interpreters but itself;
+                                   the last one that goes closes the pool */
+    si_word claim;              /* si_claim */
+
     si_pool *all_next, *all_prev;   /* every live pool; guarded by pools_mu */
 
     /* constant once made */
@@ -213,6 +220,35 @@ static inline void si_pool_retain(si_pool *p)
 }
 void si_pool_release(si_pool *p);
 si_pool *si_pool_find(uint64_t id); /* a new reference, or NULL */
+
+/* Who uses the one interpreter of a pool: one thing runs in it at a time. */
+typedef enum { SI_CLAIM_FREE = 0, SI_CLAIM_RUNS, SI_CLAIM_CLOSED } si_claim;
+
+/* The pool whose worker is that interpreter: a new reference, and one more user
+ * if `user`; NULL: there is none, or it is closed. */
+si_pool *si_pool_of_single(int64_t interp_id, bool user);
+/* One user less; true: it was the last. */
+bool si_pool_drop_user(si_pool *p);
+/* Ids of the single interpreters that are closed and have not ended yet; returns
+ * how many there are. */
+size_t si_pool_singles_ending(int64_t *ids, size_t max);
+/* Take a free one; returns what it was: SI_CLAIM_FREE if it is the caller's now. */
+static inline si_claim si_pool_claim(si_pool *p, si_claim as)
+{
+    uint32_t was = SI_CLAIM_FREE;
+    atomic_compare_exchange_strong(&p->claim, &was, as);
+    return (si_claim)was;
+}
+/* What ran is done. */
+static inline void si_pool_unclaim(si_pool *p)
+{
+    uint32_t was = SI_CLAIM_RUNS;
+    atomic_compare_exchange_strong(&p->claim, &was, SI_CLAIM_FREE);
+}
+static inline si_claim si_pool_claimed(si_pool *p)
+{
+    return (si_claim)atomic_load(&p->claim);
+}
 
 /* How long a worker in this state has been running, or waiting; ns; -1: it does neither. */
 int64_t si_worker_since(si_worker *w, uint32_t state, int64_t now);
@@ -362,7 +398,8 @@ void si_exit_begin(void);
 bool si_exit_wait(int64_t until);
 /* What is left is made harmless. */
 void si_exit_abandon(void);
-/* Ids of the pools an interpreter made (-1: all); returns how many there are. */
+/* Ids of the pools that end with an interpreter (-1: of all pools): those it made,
+ * but single interpreters end with the main one. Returns how many there are. */
 size_t si_pools_of(int64_t creator, uint64_t *ids, size_t max);
 
 void si_message_after_fork(void);

@@ -973,6 +973,7 @@ static void run_task(si_worker *w, si_task *t)
     }
     si_meter_count(m, n_calls - n_failed, n_failed, in,
                    t->msg.n_parts ? si_msg_weight(&t->msg) : t->msg.len, waited);
+    si_pool_unclaim(w->pool);
     si_task_finish(t, outcome);
     si_pool_told(w->pool, w, si_meter_ran(m, end ? end : si_now()));
 }
