@@ -194,6 +194,7 @@ struct si_pool {
     struct si_output *out_head, *out_tail;
     _Atomic bool has_output;
     bool forward_output;        /* constant once made */
+    int draining;               /* threads that write it just now; the creator's interpreter's lock */
     si_cq *out_cq;              /* told of output; one reference; constant once made */
 };
 
@@ -332,6 +333,7 @@ void si_measure_memory(void);
 
 void si_pool_output(si_pool *p, int stream, const char *data, size_t n);
 /* For the interpreter that made the pool: others get nothing. NULL: there is none. */
+bool si_pool_has_output(si_pool *p, int64_t interp_id);
 si_output *si_pool_take_output(si_pool *p, int64_t interp_id);
 
 /* Entry points of the upper layer, set once at its first load. Each is called
