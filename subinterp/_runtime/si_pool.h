@@ -61,6 +61,8 @@ typedef struct si_home {
     si_word n_going;            /* have left, but still have a thread state */
     PyInterpreterState *interp; /* this and the next: written by the founder before `ready` */
     si_context *cx;             /* lives as long as somebody is in it */
+    si_mutex states;            /* one thread state is made or deleted at a time: 3.13 takes the
+                                   first one off the list before it can be used again */
 
     /* functions as objects of the interpreter, under its lock */
     struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
