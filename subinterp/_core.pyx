@@ -197,6 +197,7 @@ cdef class Context:
     cdef readonly object notifier       # the _Notifier, or None
     cdef dict maps                      # address -> weak reference, of maps that are under way
     cdef object instant                 # code that does nothing; see _look_around
+    cdef object writing                 # a lock: held while the output of workers is written
 
     def renew(self):
         """In the child of a fork, and for the next pool of a parked interpreter: nothing
@@ -205,6 +206,7 @@ cdef class Context:
         self.cx.core_loaded = True
         self.notifier = None
         self.maps = {}
+        self.writing = _new_lock()
 
     cdef int feed_maps(self, PoolCore owner, bint cancel) except -1:
         """The pool (None: every one) closes: maps whose results are still to be read get
@@ -225,12 +227,18 @@ cdef class Context:
         return 0
 
 
+cdef object _new_lock():
+    from _thread import RLock
+    return RLock()
+
+
 cdef Context _new_context():
     cdef Context c = Context.__new__(Context)
     c.cx = si_context_of(PyInterpreterState_Get())
     c.cx.core_loaded = True
     c.notifier = None
     c.maps = {}
+    c.writing = _new_lock()
     c.instant = compile("None", "<subinterp>", "eval")
     return c
 
@@ -1336,11 +1344,28 @@ cdef object _failure(si_context *cx, si_msg *msg):
 
 
 cdef int _drain_output(si_pool *pool, Context context) except -1:
-    """Write what tasks printed to this interpreter's streams, if it made the pool."""
-    cdef si_output *o = si_pool_take_output(pool, context.cx.interp_id)
-    cdef si_output *following
-    if o == NULL:
+    """Write what tasks printed to this interpreter's streams, if it made the pool.
+
+    What another thread is just writing is waited for, so that it is out when this
+    returns; not for long, since a stream of the user's may wait for this thread.
+    """
+    if pool.creator != context.cx.interp_id or not (
+        pool.draining or si_pool_has_output(pool, context.cx.interp_id)
+    ):
         return 0
+    cdef bint held = context.writing.acquire(timeout=1.0)
+    pool.draining += 1
+    try:
+        _write_output(si_pool_take_output(pool, context.cx.interp_id))
+    finally:
+        pool.draining -= 1
+        if held:
+            context.writing.release()
+    return 0
+
+
+cdef int _write_output(si_output *o) except -1:
+    cdef si_output *following
     import sys
     while o != NULL:
         data = PyBytes_FromStringAndSize(o.data, <Py_ssize_t>o.n)

@@ -327,6 +327,7 @@ cdef extern from "si_pool.h" nogil:
         int64_t grace
         int max_left
         bint forward_output
+        int draining
         si_cq *out_cq
     ctypedef struct si_worker:
         si_pool *pool
@@ -364,6 +365,7 @@ cdef extern from "si_pool.h" nogil:
     si_ret si_pool_wait_task(si_pool *p, si_worker *me, si_task *t, int64_t deadline, bint slice)
     si_ret si_pool_wait_cq(si_pool *p, si_worker *me, si_cq *q, int64_t deadline, bint slice)
     si_worker *si_worker_self()
+    bint si_pool_has_output(si_pool *p, int64_t interp_id)
     si_output *si_pool_take_output(si_pool *p, int64_t interp_id)
     void si_measure_memory()
     void si_exit_begin()

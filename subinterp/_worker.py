@@ -510,6 +510,12 @@ def _send_records(logging: "Any") -> None:
 def resolve(module: str, qualname: str) -> "Any":
     """Import and return the object of that name."""
     __import__(module)
+    attempts = 0
+    while module not in sys.modules and attempts < 100:
+        # Another worker here was interrupted while it imported the module, and this one
+        # has waited for that (3.14 and earlier).
+        attempts += 1
+        __import__(module)
     found: Any = sys.modules[module]
     for part in qualname.split("."):
         found = getattr(found, part)

@@ -23,6 +23,7 @@ import pytest
 from _support import (
     ALL_EXECUTORS,
     EXECUTORS,
+    MANY_INTERPRETERS,
     SANITIZED,
     Snapshot,
     parked_interpreters,
@@ -38,8 +39,10 @@ HARD_TIMEOUT = float(os.environ.get("SUBINTERP_TEST_TIMEOUT", "240"))
 GRACE = 3.0
 
 # Bytes of memory the tests may take: what grows without bounds shall be a failed
-# test, not a dead machine.
-MEMORY_LIMIT = int(os.environ.get("SUBINTERP_TEST_MEMORY", 16 * 2**30))
+# test, not a dead machine. Pythons that lose interpreters' memory need more.
+MEMORY_LIMIT = int(
+    os.environ.get("SUBINTERP_TEST_MEMORY", (16 if MANY_INTERPRETERS == 1 else 20) * 2**30)
+)
 
 _stderr_fd: int | None = None
 

@@ -78,6 +78,8 @@ class Site:
             env={
                 "PYTHONPATH": os.pathsep.join(map(str, (self.path, HERE))),
                 "TMPDIR": str(self.temp),
+                # Which Pythons before 3.14.1 say.
+                "PYTHONWARNINGS": "ignore:max_tasks_per_child:RuntimeWarning",
                 **(env or {}),
             },
             timeout=timeout,

@@ -13,7 +13,7 @@ import pytest
 
 import _stopwork as work
 import subinterp
-from _support import frees_blocked_calls, run_script, wait_until
+from _support import MANY_INTERPRETERS, frees_blocked_calls, run_script, wait_until
 from subinterp import (
     BrokenInterpreterPool,
     ChannelClosed,
@@ -549,7 +549,7 @@ def test_no_task_is_hit_by_the_interruption_of_another(recycle):
     """Interrupt tasks at random moments of their lives, beside others that nobody interrupts."""
     print("SUBINTERP_STRESS_SEED", SEED)  # shown when the test fails
     rng = random.Random(SEED)
-    wanted = max(100, int((100_000 if recycle is None else 5_000) * SCALE))
+    wanted = max(100, int((100_000 if recycle is None else 5_000 * MANY_INTERPRETERS) * SCALE))
     stopped = asked = 0
     with InterpreterPool(3, interrupt_grace=30, max_tasks_per_child=recycle) as pool:
         done = 0

@@ -22,7 +22,7 @@ import pytest
 
 import _stopwork
 import subinterp
-from _support import SANITIZERS, native_threads, run_script, wait_until
+from _support import MANY_INTERPRETERS, SANITIZERS, native_threads, run_script, wait_until
 from _work import (
     drop_objects,
     fail,
@@ -676,7 +676,7 @@ def test_interrupted_tasks_are_counted_and_traced_once(tmp_path, recycle):
     """At random moments of their lives, while the pool changes its size, too."""
     rng = random.Random(3)
     ends = {"done": 0, "failed": 0}
-    wanted = max(1000, int(5000 * SCALE))
+    wanted = int(max(1000, 5000 * SCALE) * MANY_INTERPRETERS)
     with (
         InterpreterPool(2, interrupt_grace=30, max_tasks_per_child=recycle) as pool,
         pool.trace(tmp_path / "run.json"),

@@ -21,7 +21,7 @@ import pytest
 
 import _locks
 import subinterp
-from _support import frees_blocked_calls, live_objects, run_script, wait_until
+from _support import MANY_INTERPRETERS, frees_blocked_calls, live_objects, run_script, wait_until
 from subinterp import (
     Barrier,
     BoundedSemaphore,
@@ -1857,7 +1857,7 @@ def test_stress_barrier():
 def test_stress_holders_that_end():
     """Whatever the moment, whoever waits gets the lock or is told; nobody hangs."""
     rng = random.Random(int(os.environ.get("SUBINTERP_STRESS_SEED", "0")) or None)
-    for _ in range(scaled(60, 3)):
+    for _ in range(max(3, int(scaled(60, 3) * MANY_INTERPRETERS))):
         lock = Lock()
         with contextlib.ExitStack() as stack, InterpreterPool(2) as pool:
             for _ in range(2):

@@ -16,7 +16,13 @@ import pytest
 import _stopwork
 import _threadwork as work
 import subinterp
-from _support import frees_blocked_calls, parked_interpreters, run_script, wait_until
+from _support import (
+    MANY_INTERPRETERS,
+    frees_blocked_calls,
+    parked_interpreters,
+    run_script,
+    wait_until,
+)
 from _work import identity, interpreter_id, square
 from subinterp import (
     Barrier,
@@ -28,7 +34,7 @@ from subinterp import (
 )
 
 LONG = 60
-STRESS = min(float(os.environ.get("SUBINTERP_STRESS", "1")), 10)
+STRESS = min(float(os.environ.get("SUBINTERP_STRESS", "1")), 10) * MANY_INTERPRETERS
 
 
 def homes(places):
@@ -197,11 +203,12 @@ def test_fewer_interpreters(pool):
 
 
 def test_fewer_interpreters_under_load():
+    n_items = int(4000 * MANY_INTERPRETERS)
     with InterpreterPool(3, threads_per_interpreter=2) as pool:
         results = []
 
         def feed():
-            for start in range(0, 4000, 100):
+            for start in range(0, n_items, 100):
                 results.extend(pool.map(square, range(start, start + 100), chunksize=3))
 
         feeder = threading.Thread(target=feed)
@@ -212,7 +219,7 @@ def test_fewer_interpreters_under_load():
             pool.resize(n % 4 + 1)
             time.sleep(0.002)
         feeder.join()
-        assert results == [n * n for n in range(4000)]
+        assert results == [n * n for n in range(n_items)]
         pool.resize(1)
         wait_until(lambda: pool._n_workers <= 2)
         assert len(homes(fill(pool, 2))) == 1

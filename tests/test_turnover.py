@@ -13,7 +13,7 @@ import pytest
 
 import _stopwork as work
 import subinterp
-from _support import frees_blocked_calls, run_script, wait_until
+from _support import MANY_INTERPRETERS, frees_blocked_calls, run_script, wait_until
 from _work import Gate, interpreter_id, pass_gate, square
 from subinterp import (
     BrokenInterpreterPool,
@@ -94,11 +94,12 @@ def test_fewer_workers_finish_their_tasks(held):
 
 
 def test_resizing_under_load():
+    n_items = int(4000 * MANY_INTERPRETERS)
     with InterpreterPool(2) as pool:
         results = []
 
         def feed():
-            for start in range(0, 4000, 100):
+            for start in range(0, n_items, 100):
                 results.extend(pool.map(square, range(start, start + 100), chunksize=3))
 
         feeder = threading.Thread(target=feed)
@@ -109,7 +110,7 @@ def test_resizing_under_load():
             pool.resize(n % 4 + 1)
             time.sleep(0.001)
         feeder.join()
-        assert results == [n * n for n in range(4000)]
+        assert results == [n * n for n in range(n_items)]
         pool.resize(2)
         wait_until(lambda: pool._n_workers <= 2)
         assert pool.submit(square, 3).result(LONG) == 9

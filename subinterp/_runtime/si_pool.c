@@ -1293,10 +1293,15 @@ void si_pool_output(si_pool *p, int stream, const char *data, size_t n)
         si_cq_nudge(p->out_cq);
 }
 
+bool si_pool_has_output(si_pool *p, int64_t interp_id)
+{
+    return atomic_load_explicit(&p->has_output, memory_order_acquire) && p->creator == interp_id
+           && p->generation == si_generation();
+}
+
 si_output *si_pool_take_output(si_pool *p, int64_t interp_id)
 {
-    if (!atomic_load_explicit(&p->has_output, memory_order_acquire) || p->creator != interp_id
-        || p->generation != si_generation())
+    if (!si_pool_has_output(p, interp_id))
         return NULL;
     si_lock(&p->out_mu);
     si_output *o = p->out_head;

@@ -61,6 +61,8 @@ typedef struct si_home {
     si_word n_going;            /* have left, but still have a thread state */
     PyInterpreterState *interp; /* this and the next: written by the founder before `ready` */
     si_context *cx;             /* lives as long as somebody is in it */
+    si_mutex states;            /* one thread state is made or deleted at a time: 3.13 takes the
+                                   first one off the list before it can be used again */
 
     /* functions as objects of the interpreter, under its lock */
     struct { uint64_t id; si_function *function; PyObject *object; } cache[SI_FUNCTION_CACHE];
@@ -201,6 +203,7 @@ struct si_pool {
     struct si_output *out_head, *out_tail;
     _Atomic bool has_output;
     bool forward_output;        /* constant once made */
+    int draining;               /* threads that write it just now; the creator's interpreter's lock */
     si_cq *out_cq;              /* told of output; one reference; constant once made */
 };
 
@@ -368,6 +371,7 @@ void si_measure_memory(void);
 
 void si_pool_output(si_pool *p, int stream, const char *data, size_t n);
 /* For the interpreter that made the pool: others get nothing. NULL: there is none. */
+bool si_pool_has_output(si_pool *p, int64_t interp_id);
 si_output *si_pool_take_output(si_pool *p, int64_t interp_id);
 
 /* Entry points of the upper layer, set once at its first load. Each is called

@@ -1293,8 +1293,11 @@ static begun join_interpreter(si_worker *w)
 {
     si_pool *p = w->pool;
     PyThreadState *ts = NULL;
-    if (si_home_wait(w->home) == SI_HOME_READY)
+    if (si_home_wait(w->home) == SI_HOME_READY) {
+        si_lock(&w->home->states);
         ts = PyThreadState_New(w->home->interp);
+        si_unlock(&w->home->states);
+    }
     if (!ts) {
         bool failed = atomic_load(&w->home->ready) == SI_HOME_FAILED;
         (void)si_home_leave(p, w, false);
@@ -1665,7 +1668,9 @@ static void leave_interpreter(si_worker *w, bool recycle)
         halt();
     }
     PyThreadState_Clear(w->ts);
+    si_lock(&w->home->states);
     PyThreadState_DeleteCurrent();
+    si_unlock(&w->home->states);
     w->ts = NULL;
     w->interp = NULL;
     si_context *cx = w->cx;
