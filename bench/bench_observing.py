@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import contextmanager
 
+from bench.bench_throughput import FuturesInFlight
 from bench.contenders import OURS, POOLS, Contender
 from bench.race import Case, Effort, Figure, race
 
@@ -26,23 +27,12 @@ class Traced(Contender):
             yield pool
 
 
-class TracedTasks(Case):
+class TracedTasks(FuturesInFlight):
     """Short tasks, with and without a trace."""
 
     name = "traced"
     title = "20,000 futures of math.sqrt in flight, with and without a trace"
-    figures = (Figure("rate", "tasks a second", "/s", more_is_better=True),)
     contenders = (PLAIN, Traced())
-    full = Effort(rounds=7, count=20_000)
-    short = Effort(rounds=2, count=20_000)
-
-    def turn(self, contender, pool):
-        submit, function, count = pool.submit, math.sqrt, self.effort.count
-        start = time.perf_counter()
-        for future in [submit(function, x) for x in range(count)]:
-            future.result()
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "rate": count / seconds}
 
 
 class Looks(Case):

@@ -13,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from _work import square
 
 HERE = Path(__file__).resolve().parent
 
@@ -179,6 +182,46 @@ def wait_until(condition, timeout=30.0, what="the condition"):
         if time.monotonic() > deadline:
             pytest.fail(f"{what} did not come true within {timeout} s")
         time.sleep(0.005)
+
+
+# Under load ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def in_thread(fn, *args):
+    """Run `fn` in a thread; at the end it must have ended; gives its outcome."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append(fn(*args))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield outcome
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def squares_while_resizing(pool, n, pause):
+    """Return the squares of n numbers; the pool gets another size every `pause` seconds."""
+    results = []
+
+    def feed():
+        for start in range(0, n, 100):
+            results.extend(pool.map(square, range(start, start + 100), chunksize=3))
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    turns = 0
+    while feeder.is_alive():
+        turns += 1
+        pool.resize(turns % 4 + 1)
+        time.sleep(pause)
+    feeder.join()
+    return results
 
 
 # Scripts ----------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 
 import _work
 import subinterp
-from _support import run_script, wait_until
+from _support import in_thread, run_script, wait_until
 from _work import (
     Point,
     close_end,
@@ -51,24 +51,6 @@ LONG = 60
 
 def call(pool, fn, /, *args, **kwargs):
     return pool.submit(fn, *args, **kwargs).result(LONG)
-
-
-@contextlib.contextmanager
-def in_thread(fn, *args):
-    """Run `fn` in a thread; at the end it must have ended; gives its outcome."""
-    outcome = []
-
-    def run():
-        try:
-            outcome.append(fn(*args))
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield outcome
-    thread.join(LONG)
-    assert not thread.is_alive()
 
 
 # Classes ---------------------------------------------------------------------------------

@@ -21,7 +21,14 @@ import pytest
 
 import _locks
 import subinterp
-from _support import MANY_INTERPRETERS, frees_blocked_calls, live_objects, run_script, wait_until
+from _support import (
+    MANY_INTERPRETERS,
+    frees_blocked_calls,
+    in_thread,
+    live_objects,
+    run_script,
+    wait_until,
+)
 from subinterp import (
     Barrier,
     BoundedSemaphore,
@@ -65,24 +72,6 @@ def anything(request):
 
 def call(pool, fn, /, *args, **kwargs):
     return pool.submit(fn, *args, **kwargs).result(LONG)
-
-
-@contextlib.contextmanager
-def in_thread(fn, *args):
-    """Run `fn` in a thread; at the end it must have ended; gives its outcome."""
-    outcome = []
-
-    def run():
-        try:
-            outcome.append(fn(*args))
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield outcome
-    thread.join(LONG)
-    assert not thread.is_alive()
 
 
 def in_threads(n, fn, *args):

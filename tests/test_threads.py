@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import threading
 import time
 import warnings
 from collections import Counter
@@ -21,6 +20,7 @@ from _support import (
     frees_blocked_calls,
     parked_interpreters,
     run_script,
+    squares_while_resizing,
     wait_until,
 )
 from _work import identity, interpreter_id, square
@@ -205,20 +205,7 @@ def test_fewer_interpreters(pool):
 def test_fewer_interpreters_under_load():
     n_items = int(4000 * MANY_INTERPRETERS)
     with InterpreterPool(3, threads_per_interpreter=2) as pool:
-        results = []
-
-        def feed():
-            for start in range(0, n_items, 100):
-                results.extend(pool.map(square, range(start, start + 100), chunksize=3))
-
-        feeder = threading.Thread(target=feed)
-        feeder.start()
-        n = 0
-        while feeder.is_alive():
-            n += 1
-            pool.resize(n % 4 + 1)
-            time.sleep(0.002)
-        feeder.join()
+        results = squares_while_resizing(pool, n_items, 0.002)
         assert results == [n * n for n in range(n_items)]
         pool.resize(1)
         wait_until(lambda: pool._n_workers <= 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
 import warnings
 from concurrent.futures import CancelledError
@@ -13,7 +12,13 @@ import pytest
 
 import _stopwork as work
 import subinterp
-from _support import MANY_INTERPRETERS, frees_blocked_calls, run_script, wait_until
+from _support import (
+    MANY_INTERPRETERS,
+    frees_blocked_calls,
+    run_script,
+    squares_while_resizing,
+    wait_until,
+)
 from _work import Gate, interpreter_id, pass_gate, square
 from subinterp import (
     BrokenInterpreterPool,
@@ -96,20 +101,7 @@ def test_fewer_workers_finish_their_tasks(held):
 def test_resizing_under_load():
     n_items = int(4000 * MANY_INTERPRETERS)
     with InterpreterPool(2) as pool:
-        results = []
-
-        def feed():
-            for start in range(0, n_items, 100):
-                results.extend(pool.map(square, range(start, start + 100), chunksize=3))
-
-        feeder = threading.Thread(target=feed)
-        feeder.start()
-        n = 0
-        while feeder.is_alive():
-            n += 1
-            pool.resize(n % 4 + 1)
-            time.sleep(0.001)
-        feeder.join()
+        results = squares_while_resizing(pool, n_items, 0.001)
         assert results == [n * n for n in range(n_items)]
         pool.resize(2)
         wait_until(lambda: pool._n_workers <= 2)

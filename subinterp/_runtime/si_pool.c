@@ -305,6 +305,15 @@ uint32_t si_home_wait(si_home *h)
 
 /* What the worker's interpreter holds, if nobody in it is expected to give it
  * up any more: a reference, for `give_up`. */
+static si_context *deserted_locked(si_worker *w)
+{
+    if (w->home->n_left < w->home->n_workers || !w->cx)
+        return NULL;
+    si_context_retain(w->cx);
+    return w->cx;
+}
+
+/* The worker is not expected to leave. The same. */
 static si_context *forsake_locked(si_worker *w)
 {
     si_home *h = w->home;
@@ -312,10 +321,7 @@ static si_context *forsake_locked(si_worker *w)
         w->forsaken = true;
         h->n_left++;
     }
-    if (h->n_left < h->n_workers || !w->cx)
-        return NULL;
-    si_context_retain(w->cx);
-    return w->cx;
+    return deserted_locked(w);
 }
 
 /* Without any of our locks. */
@@ -376,11 +382,7 @@ bool si_home_leave(si_pool *p, si_worker *w, bool lingers)
     else {
         if (lingers)
             atomic_fetch_add(&h->n_going, 1);
-        /* The others do not come back. */
-        if (w->cx && h->n_left == h->n_workers) {
-            cx = w->cx;
-            si_context_retain(cx);
-        }
+        cx = deserted_locked(w);    /* the others do not come back */
     }
     si_unlock(&p->mu);
     give_up(cx);
