@@ -51,7 +51,7 @@ $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.requirements
 	@touch $@
 
 # Compiled packages of others: as wheels, or not at all.
-$(VENV)/.packages $(VENV)/.data $(VENV)/.suites: $(VENV)/.%: $(VENV)/.requirements
+$(VENV)/.packages $(VENV)/.data $(VENV)/.suites $(VENV)/.integrations: $(VENV)/.%: $(VENV)/.requirements
 	@echo "Installing compiled packages ($*) into $(VENV)"
 	@tools/install-wheels $(PY) $*
 	@touch $@
@@ -75,11 +75,11 @@ dev: $(VENV)/.built $(VENV)/.bench $(VENV)/.lint ## make .venv with an editable 
 demo: $(VENV)/.built $(VENV)/.data ## serially, threads, processes, interpreters: the standard library, and pandas
 	@$(PY) demo $(ARGS)
 
-test: $(VENV)/.built $(VENV)/.packages ## run all tests (ARGS=... for pytest)
+test: $(VENV)/.built $(VENV)/.packages $(VENV)/.integrations ## run all tests (ARGS=... for pytest)
 	@$(PY) -m pytest $(ARGS)
 
 test-fast: $(VENV)/.built ## run the tests that take no more than a few seconds
-	@$(PY) -m pytest -m "not slow and not stress and not packages and not packaging" $(ARGS)
+	@$(PY) -m pytest -m "not slow and not stress and not packages and not integrations and not packaging" $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.bench $(VENV)/.data ## measure ours and the rivals, with their ratios (BENCH_ARGS=...)
 	@$(PY) -m bench $(BENCH_ARGS)
@@ -102,10 +102,10 @@ lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -
 # run the tests from a folder of it, where the checkout cannot be imported by mistake.
 OUTSIDE = mkdir -p $(VENV)/outside && cd $(VENV)/outside && $(RUNNER) "$(CURDIR)/$(PY)"
 TESTS = -m pytest -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" "$(CURDIR)/tests"
-CHECKED := -m "not stress and not packages and not packaging"
+CHECKED := -m "not stress and not packages and not integrations and not packaging"
 SANITIZED := $(MAKE) --no-print-directory test-sanitized
 
-test-installed: $(VENV)/.requirements $(VENV)/.packages ## test what the sdist installs (VENV=.venvs/NAME PYTHON=...)
+test-installed: $(VENV)/.requirements $(VENV)/.packages $(VENV)/.integrations ## test what the sdist installs (VENV=.venvs/NAME PYTHON=...)
 	@rm -rf $(VENV)/dist
 	@echo "Building the sdist, and a wheel from it"
 	@$(PY) -m build --sdist --outdir $(VENV)/dist . >$(VENV)/sdist.log 2>&1 || { cat $(VENV)/sdist.log; exit 1; }
