@@ -149,11 +149,13 @@ def tree(snapshot: dict[str, Any]) -> list[str]:
 
 def _interpreter(one: dict[str, Any], locks: dict[int, Any]) -> str:
     parts = []
-    worker = one["worker"]
     if one["id"] == 0:
         parts.append("main")
-    elif worker is not None:
-        parts.append(f"worker {worker['pool_name']}-{worker['index']}, {worker['state']}")
+    elif one["workers"]:
+        parts += [
+            f"worker {worker['pool_name']}-{worker['index']}, {worker['state']}"
+            for worker in one["workers"]
+        ]
     elif one["made_by"] is not None:
         parts.append(f"made by {one['made_by']}")
     if one["state"] not in ("ready", None):

@@ -547,14 +547,16 @@ def render(
         f"{'INTERP':>6} {'WHO':<16} {'STATE':<10} {'LOCK':<8} {'%CPU':>5} {'TIME':>8} "
         f"{'MEM':>7} {'DONE':>9} {'FAILED':>6}  RUNS",
     ]
-    by_interpreter = {worker["interpreter"]: worker for worker in workers}
+    by_interpreter: dict[int, list[dict[str, Any]]] = {}
+    for worker in workers:
+        by_interpreter.setdefault(worker["interpreter"], []).append(worker)
     cpu_before = {
         thread["native_id"]: thread["cpu"]
         for one in old["interpreters"]
         for thread in one["threads"]
     }
     for one in now["interpreters"]:
-        worker = by_interpreter.get(one["id"])
+        inside = by_interpreter.get(one["id"], [])
         threads = one["threads"]
         cpu = sum(thread["cpu"] or 0 for thread in threads)
         known = [thread for thread in threads if cpu_before.get(thread["native_id"]) is not None]
@@ -571,13 +573,20 @@ def render(
         runs = next((thread["function"] for thread in threads if thread["function"]), "")
         if one["answer"] not in ("answered", "parked"):
             runs = f"({one['answer']})"
+        who, state, memory = "main" if one["id"] == 0 else "-", one["state"] or "-", None
+        done_here, failed_here = "-", "-"
+        if inside:
+            who, state = inside[0]["name"], inside[0]["state"]
+            if len(inside) > 1:
+                busy = sum(worker["state"] == "running" for worker in inside)
+                who, state = f"{who} +{len(inside) - 1}", f"{busy} running"
+            # They share the interpreter, and each of them has its memory.
+            memory = max((worker["memory"] or 0 for worker in inside)) or None
+            done_here = str(sum(worker["done"] for worker in inside))
+            failed_here = str(sum(worker["failed"] for worker in inside))
         lines.append(
-            f"{one['id']:>6} "
-            f"{_plain('main' if one['id'] == 0 else worker['name'] if worker else '-'):<16.16} "
-            f"{worker['state'] if worker else one['state'] or '-':<10.10} {lock:<8} {share:>5} "
-            f"{_clock(cpu):>8} {_size(worker['memory'] if worker else None):>7} "
-            f"{worker['done'] if worker else '-':>9} {worker['failed'] if worker else '-':>6}  "
-            f"{_plain(runs)}"
+            f"{one['id']:>6} {_plain(who):<16.16} {state:<10.10} {lock:<8} {share:>5} "
+            f"{_clock(cpu):>8} {_size(memory):>7} {done_here:>9} {failed_here:>6}  {_plain(runs)}"
         )
     room = height - len(lines) - 2
     if tail and room > 0:

@@ -99,7 +99,7 @@ class Collector:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """The worker that an interpreter belongs to.
+    """A worker, which runs in an interpreter.
 
     Attributes
     ----------
@@ -160,8 +160,8 @@ class InterpreterInfo:
         Its number; 0 is the main interpreter.
     made_by : str or None
         The way it was made.
-    worker : WorkerInfo or None
-        The worker of a pool that it belongs to.
+    workers : tuple of WorkerInfo
+        The workers of a pool that run in it: one, or `threads_per_interpreter` at most.
     state : {"starting", "ready", "ending"} or None
         How far its life has come.
     own_lock, own_allocator : bool or None
@@ -187,7 +187,7 @@ class InterpreterInfo:
 
     id: int
     made_by: str | None
-    worker: WorkerInfo | None
+    workers: tuple[WorkerInfo, ...]
     state: Literal["starting", "ready", "ending"] | None
     own_lock: bool | None
     own_allocator: bool | None
@@ -341,7 +341,7 @@ def snapshot(timeout: float = 0.1, *, _table: bytes | None = None) -> Snapshot:
             InterpreterInfo(
                 id=row.id,
                 made_by=None if row.whence is None else _MADE_BY.get(row.whence),
-                worker=workers.get(row.id),
+                workers=workers.get(row.id, ()),
                 state="ending" if row.finalizing else "ready" if row.ready else "starting",
                 own_lock=row.own_lock,
                 own_allocator=row.own_allocator,
@@ -445,14 +445,15 @@ class _Row:
         )
 
 
-def _workers() -> dict[int, WorkerInfo]:
-    """Return the worker of each interpreter that has one."""
-    return {
-        interpreter: WorkerInfo(number, name, index, state, thread_id)
-        for number, name, _creator, _most, (_queued, _gone, workers) in _core.look_at_pools()
-        for index, state, thread_id, interpreter, _memory, _since, _counts in workers
-        if interpreter is not None
-    }
+def _workers() -> dict[int, tuple[WorkerInfo, ...]]:
+    """Return the workers of each interpreter that has any."""
+    found: dict[int, tuple[WorkerInfo, ...]] = {}
+    for number, name, _creator, _most, (_queued, _gone, workers) in _core.look_at_pools():
+        for index, state, thread_id, interpreter, _memory, _since, _counts in workers:
+            if interpreter is not None:
+                worker = WorkerInfo(number, name, index, state, thread_id)
+                found[interpreter] = (*found.get(interpreter, ()), worker)
+    return found
 
 
 def _answer(
@@ -473,7 +474,7 @@ def _unseen(
     interp_id: int,
     known: dict[int, bool],
     parked: set[int],
-    workers: dict[int, WorkerInfo],
+    workers: dict[int, tuple[WorkerInfo, ...]],
     reports: dict[int, _Report | None],
 ) -> InterpreterInfo:
     """Return an interpreter of which nothing is known but what it says itself."""
@@ -486,7 +487,7 @@ def _unseen(
     return InterpreterInfo(
         id=interp_id,
         made_by=_MADE_BY[1] if interp_id == 0 else None,
-        worker=workers.get(interp_id),
+        workers=workers.get(interp_id, ()),
         state=None,
         own_lock=None,
         own_allocator=None,

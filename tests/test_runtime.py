@@ -1,6 +1,7 @@
 """The runtime seen from inside: snapshots, layouts, fields, and `info`."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 import _runtimework as work
 import subinterp
 from _support import SANITIZED, live_objects, run_script, wait_until
-from subinterp import _core, runtime
+from subinterp import _core, _info, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = ROOT / "subinterp" / "_runtime"
@@ -42,7 +43,7 @@ def worker_of(pool, seen):
     found = [
         one
         for one in seen.interpreters
-        if one.worker is not None and one.worker.pool_name == pool._name
+        if any(worker.pool_name == pool._name for worker in one.workers)
     ]
     assert len(found) <= 1
     return found[0] if found else None
@@ -70,7 +71,7 @@ def test_the_main_interpreter():
     main = seen.interpreters[0]
     assert (main.id, main.state, main.answer) == (0, "ready", "answered")
     assert main.made_by == "the start of the process"
-    assert main.own_lock and not main.own_allocator and main.lock == 0 and main.worker is None
+    assert main.own_lock and not main.own_allocator and main.lock == 0 and main.workers == ()
     assert main.config["fork"] and main.config["threads"] and not main.config["check_extensions"]
     assert set(main.modules) <= set(sys.modules) and "subinterp.runtime" in main.modules
     thread = next(t for t in main.threads if t.native_id == threading.get_native_id())
@@ -127,10 +128,11 @@ def test_a_worker_that_runs_python_code_says_what(pool):
     one = look_until(lambda one: one.modules and one.threads[0].file == work.__file__, pool, 10)
     assert one.made_by == "Py_NewInterpreterFromConfig" and one.state == "ready"
     assert one.own_lock and one.own_allocator and one.lock == one.id
-    assert one.worker.state == "running" and one.worker.index == 0
+    [worker] = one.workers
+    assert worker.state == "running" and worker.index == 0
     assert "_runtimework" in one.modules and "test_runtime" not in one.modules
     [thread] = one.threads
-    assert thread.native_id == one.worker.thread_id
+    assert thread.native_id == worker.thread_id
     assert thread.function == "spin_until" and thread.line > 0
     sender.send(1)
     assert future.result(LONG) == 1
@@ -139,11 +141,22 @@ def test_a_worker_that_runs_python_code_says_what(pool):
 def test_an_idle_worker_answers_without_a_task(pool):
     pool.submit(len, ()).result(LONG)
     done = pool.stats().tasks_done
-    one = look_until(lambda one: one.worker.state == "idle", pool, 10)
+    one = look_until(lambda one: one.workers[0].state == "idle", pool, 10)
     assert one.answer == "answered" and one.threads[0].function is None
     assert one.threads[0].lock == "detached" and "sys" in one.modules
     assert pool.stats().tasks_done == done
     assert pool.submit(len, "abc").result(LONG) == 3
+
+
+def test_workers_that_share_an_interpreter_are_all_there():
+    with subinterp.InterpreterPool(1, threads_per_interpreter=3) as pool:
+        pool.broadcast(work.sleep, 0)
+        one = look_until(lambda one: len(one.workers) == 3, pool, 10)
+        assert {worker.index for worker in one.workers} == {0, 1, 2}
+        natives = {thread.native_id for thread in one.threads}
+        assert {worker.thread_id for worker in one.workers} <= natives
+        shown = "\n".join(_info.tree(dataclasses.asdict(runtime.snapshot(10))))
+        assert shown.count(f"worker {pool._name}-") == 3
 
 
 def test_a_worker_that_sleeps_is_blocked(pool):
@@ -179,7 +192,7 @@ def test_a_thread_that_waits_for_the_lock(pool):
 
 def test_a_snapshot_taken_in_a_worker(pool):
     one = pool.submit(work.own_snapshot).result(LONG)
-    assert one.id != 0 and one.answer == "answered" and one.worker.state == "running"
+    assert one.id != 0 and one.answer == "answered" and one.workers[0].state == "running"
     assert one.threads[0].name is not None
 
 
@@ -235,7 +248,7 @@ def test_a_parked_interpreter_is_not_asked():
         seen = runtime.snapshot(10)
         work.check(seen)
         one = next(one for one in seen.interpreters if one.id == parked)
-        assert one.answer == "parked" and one.worker is None, one
+        assert one.answer == "parked" and one.workers == (), one
         with subinterp.InterpreterPool(1) as pool:
             assert pool.submit(work.own_snapshot).result().id == parked
         """
@@ -333,7 +346,7 @@ def test_an_interruption_is_not_lost_in_a_report(pool):
 def test_a_name_that_cannot_be_had(pool):
     pool.submit(work.name_in_python, True).result(LONG)
     future = pool.submit(work.catch_nothing, 0.5)
-    one = look_until(lambda one: one.worker.state == "running" or future.done(), pool, 5)
+    one = look_until(lambda one: one.workers[0].state == "running" or future.done(), pool, 5)
     assert one.answer == "answered" and one.threads[0].name is not None
     assert future.result(LONG) == "done"
 
@@ -795,8 +808,6 @@ def test_info_of_something_else():
 
 
 def test_info_shows_interpreters_and_their_threads():
-    from subinterp import _info
-
     with subinterp.InterpreterPool(2, thread_name_prefix="shown") as pool:
         pool.broadcast(work.sleep, 0)
         with concurrent.futures.ThreadPoolExecutor(1) as threads:

@@ -213,7 +213,7 @@ WAITS = {
     "wait": ("wait(submitted())", 2),
     "first of wait": ("wait(submitted(), 100, futures.FIRST_COMPLETED)", 2),
     "as_completed": ("list(as_completed(submitted()))", 2),
-    "exec": ("interpreters.create().exec(lambda: watched(*pair))", 1),
+    "call": ("interpreters.create().call(watched, *pair)", 1),
     "run": ("asyncio.run(pool.run(watched, *pair))", 1),
     "gather": ("asyncio.run(gather())", 2),
     "amap": ("asyncio.run(amap())", 2),
@@ -268,7 +268,7 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "what", ["result", "broadcast", "wait", "as_completed", "exec", "shutdown"]
+    "what", ["result", "broadcast", "wait", "as_completed", "call", "shutdown"]
 )
 def test_exception_of_a_handler(what):
     """It ends the wait, as a timeout does; the tasks go on."""

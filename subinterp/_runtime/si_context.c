@@ -27,9 +27,10 @@ bool si_runtime_known(void)
     return si_knows(si_runtime_layout()->list);
 }
 
-bool si_runtime_is_inside(PyInterpreterState *interp, uintptr_t address)
+bool si_runtime_is_in_lock(PyInterpreterState *interp, uintptr_t address)
 {
-    return !si_runtime_known() || address - (uintptr_t)interp < si_runtime_layout()->size;
+    const si_layout *l = si_runtime_layout();
+    return !si_knows(l->own_lock) || address - ((uintptr_t)interp + l->own_lock) < SI_MOST_OF_LOCK;
 }
 
 size_t si_runtime_list(int64_t *ids, size_t max)

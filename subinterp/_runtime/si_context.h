@@ -88,9 +88,9 @@ void si_ledger_remove(si_context *cx, si_handle *h);
  * The mutex that guards the list is taken only by a thread that holds no
  * interpreter's lock: its holder may be waiting for one. */
 bool si_runtime_known(void);        /* the layout was recognised */
-/* The address is in the interpreter's own struct, where its lock is; or that is not
- * known. From a signal's handler, too. */
-bool si_runtime_is_inside(PyInterpreterState *interp, uintptr_t address);
+/* The address is in the interpreter's own lock; or it is not known where that is. From a
+ * signal's handler, too. */
+bool si_runtime_is_in_lock(PyInterpreterState *interp, uintptr_t address);
 size_t si_runtime_list(int64_t *ids, size_t max);
 /* Take interpreters out of the list, so that finalization does not see them. */
 void si_runtime_unlink(PyInterpreterState *interp);

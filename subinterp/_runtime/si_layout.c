@@ -1,7 +1,7 @@
 #include "si_layout.h"
 
 const char *const si_layout_names[SI_LAYOUT_N] = {
-    "list", "finalizing", "next", "id", "size", "threads", "lock", "own_lock", "collector", "thread_next",
+    "list", "finalizing", "next", "id", "threads", "lock", "own_lock", "collector", "thread_next",
     "thread_ident", "thread_native", "thread_waits", "locked", "holder", "interval", "switches",
     "lock_size", "collecting", "enabled", "generation_0", "generation_1", "generation_2", "headers",
 };
@@ -72,7 +72,6 @@ static bool read_list(si_layout *l, const char *table)
         return false;
     l->next = entry(table, SI_T_NEXT);
     l->id = entry(table, SI_T_ID);
-    l->size = entry(table, SI_T_INTERPRETER_SIZE);
     l->list = head;
     if (IN_RUNTIME(FINALIZING, 8) && lie_apart(table, SI_T_LIST, SI_T_FINALIZING)
         && (SI_AT(void *, _PyRuntime, entry(table, SI_T_FINALIZING)) != NULL)

@@ -21,7 +21,7 @@
 typedef struct {
     size_t list;            /* in the runtime: the newest interpreter. The list's mutex stands before it */
     size_t finalizing;      /* in the runtime: the thread that ends the process */
-    size_t next, id, size;  /* in an interpreter; its size */
+    size_t next, id;        /* in an interpreter */
     size_t threads;         /* ... its newest thread state */
     size_t lock;            /* ... the lock in use, a pointer */
     size_t own_lock;        /* ... room for its own */
@@ -50,6 +50,9 @@ void si_layout_init(PyThreadState *ts);
 const si_layout *si_runtime_layout(void);
 
 #define SI_AT(type, base, offset) (*(type *)((char *)(base) + (offset)))
+
+/* No version's lock is larger. What lies behind it is nothing that threads wait for. */
+#define SI_MOST_OF_LOCK 512
 
 /* Of what other threads may be changing. */
 #define SI_PEEK(type, base, offset) __atomic_load_n(&SI_AT(type, base, offset), __ATOMIC_RELAXED)

@@ -246,7 +246,9 @@ static inline si_claim si_pool_claim(si_pool *p, si_claim as)
 static inline void si_pool_unclaim(si_pool *p)
 {
     uint32_t was = SI_CLAIM_RUNS;
-    atomic_compare_exchange_strong(&p->claim, &was, SI_CLAIM_FREE);
+    /* Looked at first: in an ordinary pool all workers come by after each task. */
+    if (atomic_load_explicit(&p->claim, memory_order_relaxed) == was)
+        atomic_compare_exchange_strong(&p->claim, &was, SI_CLAIM_FREE);
 }
 static inline si_claim si_pool_claimed(si_pool *p)
 {

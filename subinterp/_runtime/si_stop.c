@@ -97,8 +97,8 @@ static void freed_cb(int number, siginfo_t *info, void *context)
          * fails: that of the interpreter is known by its address, the others are
          * held for an instant, so that nobody is found there twice. */
         uintptr_t place = si_blocked_place(context);
-        bool waits_for_lock = place && si_runtime_is_inside(atomic_load(&w->interp),
-                                                            si_blocked_on(context));
+        bool waits_for_lock = place && si_runtime_is_in_lock(atomic_load(&w->interp),
+                                                             si_blocked_on(context));
         if (place && !waits_for_lock && place == atomic_load(&w->blocked_at)) {
             si_free_blocked_call(context);
             /* It blocks again after a clean-up in which no pending call is waiting

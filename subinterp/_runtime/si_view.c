@@ -1,13 +1,16 @@
 #include "si_codec.h" /* first: feature macros */
 
 #include "si_pool.h"
+#include "si_stop.h"
 #include "si_view.h"
 
 /* ---- looking ------------------------------------------------------------------- */
 
-static void look_at_lock(const si_layout *l, PyInterpreterState *interp, si_interp_view *v)
+/* main: the view of the main interpreter, whose lock others may share; NULL: this is it. */
+static void look_at_lock(const si_layout *l, PyInterpreterState *interp,
+                         const si_interp_view *main, si_interp_view *v)
 {
-    v->lock = v->own = 0;
+    v->lock = v->own = v->holder = 0;
     v->locked = -1;
     v->switches = v->interval = -1;
     if (!si_knows(l->lock))
@@ -17,8 +20,16 @@ static void look_at_lock(const si_layout *l, PyInterpreterState *interp, si_inte
     v->lock = (uintptr_t)lock;
     if (!lock)
         return;     /* being made, or taken apart */
-    /* -1: not initialised yet. */
+    if (main && main->lock == v->lock) {
+        v->locked = main->locked;
+        v->holder = main->holder;
+        v->switches = main->switches;
+        v->interval = main->interval;
+        return;
+    }
+    /* -1: not initialised yet. The holder stays when the lock is let go. */
     v->locked = SI_PEEK(int, lock, l->locked) == 1;
+    v->holder = v->locked ? SI_PEEK(uintptr_t, lock, l->holder) : 0;
     if (si_knows(l->switches)) {
         v->switches = (int64_t)SI_PEEK(unsigned long, lock, l->switches);
         v->interval = (int64_t)SI_PEEK(unsigned long, lock, l->interval);
@@ -68,12 +79,8 @@ static void look_at_thread(const si_layout *l, PyThreadState *ts, const si_inter
 {
     v->ident = SI_PEEK(unsigned long, ts, l->thread_ident);
     v->native = (int64_t)SI_PEEK(unsigned long, ts, l->thread_native);
-    v->holds = -1;
+    v->holds = si_knows(l->lock) ? of->holder == (uintptr_t)ts : -1;
     v->waits = si_knows(l->thread_waits) ? SI_PEEK(int, ts, l->thread_waits) != 0 : -1;
-    if (of->lock)
-        v->holds = of->locked == 1 && SI_PEEK(PyThreadState *, of->lock, l->holder) == ts;
-    else if (si_knows(l->lock))
-        v->holds = 0;
 }
 
 bool si_look(const si_layout *l, si_interp_view *interps, size_t max_interps, size_t *n_interps,
@@ -82,14 +89,16 @@ bool si_look(const si_layout *l, si_interp_view *interps, size_t max_interps, si
     *n_interps = *n_threads = 0;
     if (!si_knows(l->list))
         return false;
+    si_interp_view main = {.lock = 0};
     PyMutex_Lock(si_list_mutex(l));
+    look_at_lock(l, PyInterpreterState_Main(), NULL, &main);
     PyInterpreterState *i = SI_AT(PyInterpreterState *, _PyRuntime, l->list);
     for (; i; i = SI_AT(PyInterpreterState *, i, l->next)) {
         si_interp_view beyond, *v = *n_interps < max_interps ? &interps[*n_interps] : &beyond;
         ++*n_interps;
         v->id = SI_AT(int64_t, i, l->id);
         look_at_config(i, v);
-        look_at_lock(l, i, v);
+        look_at_lock(l, i, main.lock ? &main : NULL, v);
         look_at_collector(l, i, v);
         v->first_thread = *n_threads;
         v->n_threads = SI_UNKNOWN;
@@ -408,7 +417,7 @@ void si_answer(si_context *cx)
     if (self && self->cx != cx)
         self = NULL;
     if (self)
-        self->shield++;
+        si_shield(self);
     PyObject *report = _Py_IsInterpreterFinalizing(cx->interp) ? NULL : si_report(cx);
     while (a) {
         si_ask *next = a->next;
@@ -426,6 +435,6 @@ void si_answer(si_context *cx)
     }
     Py_XDECREF(report);
     if (self)
-        self->shield--;
+        si_unshield(self);
     PyErr_SetRaisedException(before);
 }

@@ -33,6 +33,8 @@ typedef struct {
     uintptr_t lock, own;        /* address of the lock in use, and of room for its own; compared,
                                    never followed; 0: none yet, or not known */
     int locked;
+    uintptr_t holder;           /* address of the thread state that holds it, as of the same moment
+                                   for all that share it; compared, never followed */
     int64_t switches, interval; /* of the lock in use; the interval in microseconds */
     int gc_enabled, gc_collecting;
     int gc_threshold[3], gc_count[3];
