@@ -581,7 +581,7 @@ def render(
                 busy = sum(worker["state"] == "running" for worker in inside)
                 who, state = f"{who} +{len(inside) - 1}", f"{busy} running"
             # They share the interpreter, and each of them has its memory.
-            memory = max((worker["memory"] or 0 for worker in inside)) or None
+            memory = max(worker["memory"] or 0 for worker in inside) or None
             done_here = str(sum(worker["done"] for worker in inside))
             failed_here = str(sum(worker["failed"] for worker in inside))
         lines.append(

@@ -575,9 +575,7 @@ def test_the_view_follows_the_size(tmp_path, folder):
 
 
 def test_workers_that_share_an_interpreter_are_one_row():
-    with subinterp.InterpreterPool(
-        1, threads_per_interpreter=2, thread_name_prefix="both"
-    ) as pool:
+    with subinterp.InterpreterPool(1, threads_per_interpreter=2, thread_name_prefix="both") as pool:
         pool.broadcast(time.sleep, 0)
         shown = "\n".join(_top.render(_top.frame(), None, 200, 50))
     [row] = [line for line in shown.splitlines() if "both-" in line]
