@@ -12,7 +12,7 @@ On the way of a task no module state is touched in a worker: the generated
 lookups share a cache line between interpreters. Workers run in C.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
@@ -2758,7 +2758,13 @@ cdef class MapIterator:
         if self.inputs is None or self.function is None:
             return      # its construction failed
         if not self.started and not self.closed and self.port is None:
-            self._feed_rest(False)
+            try:
+                self._feed_rest(False)
+            except KeyboardInterrupt:
+                # What a finalizer raises is lost: Ctrl-C comes again, outside of it.
+                if not si_is_main_thread():
+                    raise
+                PyErr_SetInterrupt()
         else:
             self._stop(False)
 

@@ -706,6 +706,32 @@ def test_ctrl_c_at_any_moment(what, times):
         ended_by_ctrl_c(signalled(LOOPS[what], [(INT, times)], pause=pause))
 
 
+def test_ctrl_c_while_a_forgotten_map_sends_its_input():
+    """It is sent in a finalizer, whose exceptions nobody gets."""
+    result = run_script(
+        """
+        import signal
+        from subinterp import InterpreterPool
+
+        class Input(list):
+            def __iter__(self):
+                yield from range(500)
+                signal.raise_signal(signal.SIGINT)
+                yield from range(500)
+
+        with InterpreterPool(1) as pool:
+            results = pool.map(abs, Input(range(1000)), chunksize=1)
+            try:
+                del results
+                for _ in range(1000):
+                    pass
+            except KeyboardInterrupt:
+                print("stopped")
+        """
+    ).clean()
+    assert result.stdout == "stopped\n"
+
+
 @pytest.mark.parametrize("error", ["ValueError", "KeyboardInterrupt"])
 def test_shutdown_while_input_is_read(error):
     """The pool is shut down, whatever the input of a map raises."""
