@@ -51,7 +51,8 @@ def test_html_shows_workers_queue_and_throughput():
     with InterpreterPool(2, thread_name_prefix="crunch") as pool:
         assert list(pool.map(square, range(100))) == [n * n for n in range(100)]
         pool.submit(fail).exception()
-        wait_until(lambda: pool.stats().tasks_failed == 1)
+        # A worker counts a task after its result is there.
+        wait_until(lambda: (pool.stats().tasks_done, pool.stats().tasks_failed) == (100, 1))
         busy = [pool.submit(sleep_return, 60, None) for _ in range(4)]
         wait_until(lambda: pool.stats().queue_length == 2)
         page = Page(pool._repr_html_())
@@ -107,6 +108,7 @@ def test_html_of_a_closed_and_of_a_broken_pool():
 def test_html_of_many_workers_is_short():
     with InterpreterPool(1, threads_per_interpreter=_html.MAX_ROWS + 3) as pool:
         pool.broadcast(square, 1)
+        wait_until(lambda: pool.stats().tasks_done == _html.MAX_ROWS + 3)
         html = pool._repr_html_()
     page = Page(html)
     assert len(page.rows) == _html.MAX_ROWS + 3  # the heading, "and so many more", the sum
@@ -168,8 +170,9 @@ def test_the_notebook_is_stored_without_outputs():
 KERNEL = """
 import json, os, sys
 
-for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
-    os.environ[name] = os.path.join(os.getcwd(), name.lower())
+for name in ("RUNTIME_DIR", "DATA_DIR", "CONFIG_DIR", "PATH"):
+    os.environ["JUPYTER_" + name] = os.path.join(os.getcwd(), name.lower())
+os.environ["IPYTHONDIR"] = os.path.join(os.getcwd(), "ipython")
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 """
 
@@ -245,10 +248,11 @@ class TestNotebook:
         page = Page(shown["text/html"])
         assert "2 of 2 workers, open; 0 tasks in the queue" in page.text
         assert [row[0] for row in page.rows[1:-1]] == ["notebook-0", "notebook-1"]
+        assert shown["text/plain"].startswith("<InterpreterPool")
+        page = Page(closed["text/html"])
+        assert "0 of 2 workers, shut down" in page.text
         # 3 + 100 + 5 calls of maps, two greetings, two failures, and one awaited.
         assert page.rows[-1][3:5] == ["113", "2"]
-        assert shown["text/plain"].startswith("<InterpreterPool")
-        assert "0 of 2 workers, shut down" in Page(closed["text/html"]).text
 
 
 INTERRUPT = '''
