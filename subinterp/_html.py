@@ -55,8 +55,7 @@ def pool_html(pool: InterpreterPool) -> str:
     return (
         '<div style="font-size:90%;line-height:1.4">'
         f"<b>{escape(repr(pool).strip('<>'))}</b>; {queued} in the queue"
-        '<table style="border-collapse:collapse">'
-        '<table style="border-collapse:collapse;margin:.4em 0;color:inherit">'
+        '<table style="border-collapse:collapse;margin:.4em 0">'
         f"<thead>{_cells('th', _HEADINGS)}</thead><tbody>{''.join(rows)}</tbody>"
         f'<tfoot style="{_LINE}">{_row("all there were", "", stats)}</tfoot></table></div>'
     )
