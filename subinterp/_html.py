@@ -55,9 +55,9 @@ def pool_html(pool: InterpreterPool) -> str:
     return (
         '<div style="font-size:90%;line-height:1.4">'
         f"<b>{escape(repr(pool).strip('<>'))}</b>; {queued} in the queue"
-        '<table style="border-collapse:collapse;margin:.4em 0">'
+        '<table style="border-collapse:collapse;margin:.4em 0;color:inherit">'
         f"<thead>{_cells('th', _HEADINGS)}</thead><tbody>{''.join(rows)}</tbody>"
-        f'<tfoot style="{_LINE}">{_row("all there were", "", stats)}</tfoot></table></div>'
+        f'<tfoot style="{_LINE}">{_row("in all", "", stats)}</tfoot></table></div>'
     )
 
 
@@ -66,6 +66,7 @@ def _row(name: str, state: str, of: WorkerStats | PoolStats) -> str:
     share = of.busy_seconds / known if known > 0 else 0.0
     calls = of.tasks_done + of.tasks_failed
     memory = getattr(of, "memory_bytes", None)
+    rate = calls / of.busy_seconds if calls and of.busy_seconds > 0 else None
     bar = f'<span style="{_BAR}"><span style="{_FILL};width:{share:.0%}"></span></span>'
     return _cells(
         "td",
@@ -75,7 +76,7 @@ def _row(name: str, state: str, of: WorkerStats | PoolStats) -> str:
             f"{bar}{share:.0%}",
             f"{calls:,}",
             f"{of.tasks_failed:,}",
-            f"{calls / of.busy_seconds:,.4g}" if calls and of.busy_seconds > 0 else "",
+            "" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
             "" if memory is None else f"{memory / 1e6:,.0f} MB",
         ),
     )

@@ -73,7 +73,7 @@ def test_html_of_a_pool_that_has_done_nothing():
     with InterpreterPool(3) as pool:
         page = Page(pool._repr_html_())
     assert "0 of 3 workers, open; 0 tasks in the queue" in page.text
-    assert page.rows[1:] == [["all there were", "", "0%", "0", "0", "", ""]]
+    assert page.rows[1:] == [["in all", "", "0%", "0", "0", "", ""]]
 
 
 def test_html_escapes_names():
@@ -91,6 +91,8 @@ def test_html_has_no_colours_of_its_own():
     # On dark pages and on light ones: the text's own colour, and a grey that shows on both.
     assert "currentColor" in html
     assert "#" not in html
+    # Tables in pages without a doctype would be black otherwise.
+    assert "color:inherit" in html
     assert html.count("rgba(") == html.count("rgba(128,128,128,.5)")
 
 
