@@ -882,6 +882,12 @@ class InterpreterPool(_core.PoolCore, Executor):
         workers = f"{self._n_workers} of {self._max_workers * self._threads} workers"
         return f"<InterpreterPool {self._id}: {workers}, {state}>"
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of the pool: workers, queue, throughput."""
+        from subinterp import _html
+
+        return _html.pool_html(self)
+
 
 def _progress() -> tuple[Callable[[object], None], Callable[..., Iterator[Any]]]:
     from subinterp import _progress

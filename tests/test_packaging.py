@@ -290,7 +290,13 @@ class TestPackages:
         for path in checkout.glob("subinterp/**/*"):
             if path.is_file():
                 assert str(path.relative_to(checkout)) in names
-        for name in ("Makefile", "setup.py", "tests/test_packaging.py", "demo/analysis.py"):
+        for name in (
+            "Makefile",
+            "setup.py",
+            "tests/test_packaging.py",
+            "demo/analysis.py",
+            "examples/notebook.ipynb",
+        ):
             assert name in names
         generated = [name for name in names if name.endswith((".so", ".o", ".pyc", "_core.c"))]
         assert generated == []
