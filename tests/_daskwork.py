@@ -32,6 +32,14 @@ def raise_it(text):
     raise ZeroDivisionError(text)
 
 
+class Tally:
+    count = 0
+
+    def add(self):
+        self.count += 1
+        return self.count, interpreter()[1]
+
+
 def lock(_=None):
     return {"locks": [threading.Lock()]}
 
@@ -89,6 +97,30 @@ def submit_from_task():
 
     with worker_client() as client:
         return client.submit(interpreter).result(timeout=60)
+
+
+def take_lock():
+    from distributed import Lock
+
+    with Lock("daskwork"):
+        pass
+
+
+def submit_by_own_client(address):
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        return client.submit(add, 1, 2).result(timeout=60)
+
+
+def reschedule_first(folder):
+    from distributed import Reschedule
+
+    flag = Path(folder) / "flag"
+    if not flag.exists():
+        flag.touch()
+        raise Reschedule
+    return interpreter()
 
 
 def leave():

@@ -43,7 +43,7 @@ def client(tmp_path_factory):
             threads_per_worker=2,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             local_directory=str(tmp_path_factory.mktemp("dask")),
             resources={"unit": 1},
             silence_logs=50,
@@ -136,6 +136,15 @@ def test_graphs(client):
     assert client.compute(dask.delayed(work.total)(parts)).result(LONG) == 55
 
 
+def test_coroutines_and_actors_stay_with_the_dask_worker(client):
+    async def where():
+        return work.interpreter()
+
+    assert client.submit(where).result(LONG)[1] == 0
+    actor = client.submit(work.Tally, actor=True).result(LONG)
+    assert [actor.add().result(LONG) for _ in range(2)] == [(1, 0), (2, 0)]
+
+
 def test_large_data(client):
     data = bytes(20_000_000)
     kept = client.scatter(data)
@@ -193,10 +202,12 @@ def test_exit_in_a_task_is_an_error_of_that_task(client):
     assert client.run(os.getpid) == before
 
 
-@pytest.mark.parametrize("task", [work.ask_for_worker, work.secede, work.submit_from_task])
+@pytest.mark.parametrize(
+    "task", [work.ask_for_worker, work.secede, work.submit_from_task, work.take_lock]
+)
 def test_what_needs_the_dask_worker_says_what_to_do(client, task):
     error = client.submit(task).exception(LONG)
-    assert type(error) is ValueError and "No worker found" in str(error)
+    assert isinstance(error, (ValueError, AttributeError))
     assert 'dask.annotate(executor="threads")' in error.__notes__[0]
 
 
@@ -207,6 +218,15 @@ def test_what_needs_the_dask_worker_works_in_threads(client):
     assert address.result(LONG) in addresses(client)
     # The task that the task submitted.
     assert in_interpreters([place.result(LONG)])
+
+
+def test_client_in_a_task(client):
+    future = client.submit(work.submit_by_own_client, client.scheduler.address)
+    assert future.result(LONG) == 3
+
+
+def test_task_asks_to_be_rescheduled(client, tmp_path):
+    assert in_interpreters([client.submit(work.reschedule_first, str(tmp_path)).result(LONG)])
 
 
 def test_retries(client, tmp_path):
@@ -492,6 +512,7 @@ def dask_command(stack, *args, log):
     return process
 
 
+NO_PORT = ("--dashboard-address", "127.0.0.1:0")  # none of its own
 PRELOAD = ("--preload", "subinterp.integrations.dask")
 
 
@@ -502,7 +523,7 @@ def commands(tmp_path):
     log = (tmp_path / "log").open("wb")
     with contextlib.ExitStack() as stack:
         stack.enter_context(log)
-        scheduler = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show")
+        scheduler = ("--host", "127.0.0.1", "--port", "0", *NO_PORT, "--no-show")
         dask_command(stack, "scheduler", *scheduler, "--scheduler-file", str(file), log=log)
 
         def start_worker(*options):
@@ -510,7 +531,7 @@ def commands(tmp_path):
             folder.mkdir()
             address = json.loads(file.read_text())["address"]
             places = (address, "--local-directory", str(folder))
-            more = ("--no-dashboard", "--nthreads", "2", "--death-timeout", str(LONG))
+            more = (*NO_PORT, "--nthreads", "2", "--death-timeout", str(LONG))
             return dask_command(stack, "worker", *places, *more, *PRELOAD, *options, log=log)
 
         wait_until(file.exists, LONG, "the scheduler's file")

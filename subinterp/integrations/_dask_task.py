@@ -9,12 +9,12 @@ from collections.abc import Callable
 from time import thread_time, time
 from typing import Any
 
-# Where distributed looks for the Dask worker that runs the current task.
-_ASKS_FOR_WORKER = ("distributed.worker", "distributed.threadpoolexecutor")
+# What distributed raises where it does not find the Dask worker that runs the current task.
+_LOST = (ValueError, AttributeError)
 _NO_WORKER = (
     "This task runs in an interpreter of its own, where get_worker, get_client, worker_client, "
-    "secede and what needs them do not find the Dask worker. Let it run in one of the Dask "
-    'worker\'s threads: dask.annotate(executor="threads").'
+    "secede, actors, locks and queues of Dask do not find the Dask worker. Let it run in one of "
+    'the Dask worker\'s threads, with dask.annotate(executor="threads").'
 )
 # Frames of a traceback that are sent at most: the outermost and the innermost ones.
 _OUTER, _INNER = 20, 80
@@ -62,7 +62,7 @@ def _report(exc: BaseException, times: Times) -> None:
         module = str(tb.tb_frame.f_globals.get("__name__", "?"))
         frames.append((code.co_filename, code.co_name, tb.tb_lineno, module))
         tb = tb.tb_next
-    if frames and frames[-1][3] in _ASKS_FOR_WORKER:
+    if frames and frames[-1][3].startswith("distributed.") and isinstance(exc, _LOST):
         exc.add_note(_NO_WORKER)
     if len(frames) > _OUTER + _INNER:
         frames[_OUTER:-_INNER] = []
