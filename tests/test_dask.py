@@ -220,6 +220,29 @@ def test_what_needs_the_dask_worker_works_in_threads(client):
     assert in_interpreters([place.result(LONG)])
 
 
+def test_distributeds_own_tasks_run_in_threads(client):
+    assert client.submit(distributed.get_worker).exception(LONG) is None
+
+
+@pytest.mark.packages
+@pytest.mark.slow
+def test_shuffle(client):
+    """Dask's data frames exchange their parts with tasks that need the Dask worker."""
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    dd = pytest.importorskip("dask.dataframe")
+    frame = pd.DataFrame({"key": [n % 7 for n in range(1000)], "value": range(1000)})
+    other = pd.DataFrame({"key": range(7), "name": list("abcdefg")})
+    with dask.config.set({"dataframe.shuffle.method": "p2p"}):
+        parts = dd.from_pandas(frame, npartitions=4)
+        names = dd.from_pandas(other, npartitions=2)
+        merged = parts.merge(names, on="key", shuffle_method="p2p", broadcast=False)
+        summed = merged.groupby("name").value.apply(work.total, meta=("value", "int64"))
+        found = client.compute(summed).result(LONG)
+    expected = frame.merge(other, on="key").groupby("name").value.sum()
+    assert found.to_dict() == expected.to_dict()
+
+
 def test_client_in_a_task(client):
     future = client.submit(work.submit_by_own_client, client.scheduler.address)
     assert future.result(LONG) == 3

@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 from subinterp.errors import (
@@ -49,7 +50,7 @@ from distributed.core import error_message  # noqa: E402
 from distributed.metrics import context_meter  # noqa: E402
 from distributed.metrics import time as now  # noqa: E402
 from distributed.sizeof import safe_sizeof  # noqa: E402
-from distributed.worker import _run_task_simple  # noqa: E402
+from distributed.worker import _run_task, _run_task_simple  # noqa: E402
 
 __all__ = ["InterpreterExecutor", "SubinterpPlugin", "dask_setup"]
 
@@ -82,6 +83,9 @@ class InterpreterExecutor(Executor):
     ----------
     max_workers : int
         Interpreters: as many as the Dask worker has threads.
+    in_thread : callable, optional
+        Takes a task, its inputs and a clock's offset where the task is one of distributed's
+        own, which needs the Dask worker; returns a future as `submit` does.
     on_broken : callable, optional
         Called with the exception, in any thread, when a task finds the pool broken that has
         run others. Such tasks are rescheduled. Those of a pool that never worked fail.
@@ -99,10 +103,12 @@ class InterpreterExecutor(Executor):
         self,
         max_workers: int,
         *,
+        in_thread: Callable[[GraphNode, dict[Any, Any], float], Future[Any]] | None = None,
         on_broken: Callable[[BaseException], object] | None = None,
         **options: Any,
     ) -> None:
         self._pool = InterpreterPool(max_workers, **options)
+        self._in_thread = in_thread
         self._on_broken = on_broken
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="subinterp-dask-sender")
         self._lock = threading.Lock()  # guards what follows, and the fields of each _Run
@@ -119,6 +125,8 @@ class InterpreterExecutor(Executor):
         if fn is not _run_task_simple:
             return self._pool.submit(fn, *args, **kwargs)  # such as its benchmarks of memory
         task, data, delay = args
+        if self._in_thread is not None and _needs_worker(task):
+            return self._in_thread(task, data, delay)
         run = _Run(delay)
         with self._lock:
             self._runs[task.key] = run
@@ -242,6 +250,39 @@ def _value(node: Any, data: dict[Any, Any]) -> Any:
     if isinstance(node, TaskRef):
         return data[node.key]
     return node(data) if isinstance(node, GraphNode) else node
+
+
+def _needs_worker(task: GraphNode) -> bool:
+    """Return whether a task is one of distributed's own, as those that shuffle are."""
+    return any(map(_is_distributeds, _functions(task)))
+
+
+def _functions(node: Any) -> Iterator[Any]:
+    """All that a task calls, also those that were fused into it."""
+    if isinstance(node, Task):
+        yield node.func
+        for a in (*node.args, *node.kwargs.values()):
+            for inner in a.values() if node.has_subgraph() and type(a) is dict else (a,):
+                yield from _functions(inner)
+
+
+def _is_distributeds(function: Any) -> bool:
+    while isinstance(function, partial):
+        function = function.func
+    package = _package_of(function)
+    if package != "dask":
+        return package == "distributed"
+    # Some of dask's functions import those of distributed, or hold one.
+    code = getattr(function, "__code__", None)
+    imported = () if code is None else code.co_names
+    cells = getattr(function, "__closure__", None) or ()
+    return any(name.partition(".")[0] == "distributed" for name in imported) or any(
+        _package_of(cell.cell_contents) == "distributed" for cell in cells
+    )
+
+
+def _package_of(obj: Any) -> str:
+    return str(getattr(obj, "__module__", None)).partition(".")[0]
 
 
 # ---- what distributed is told ------------------------------------------------------------
@@ -428,8 +469,19 @@ class SubinterpPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed is not
                 reason="subinterp-broken",
             )
 
+        def in_thread(task: GraphNode, data: dict[Any, Any], delay: float) -> Future[Any]:
+            # As `Worker.execute` does it.
+            threads: Executor = worker.executors[THREADS]
+            if "ThreadPoolExecutor" not in str(type(threads)):
+                return threads.submit(_run_task_simple, task, data, delay)
+            run: Any = copy_context().run
+            active = worker.active_threads, worker.active_threads_lock
+            place = worker.execution_state, task.key, *active
+            return threads.submit(run, _run_task, task, data, *place, delay)
+
         self._executor = InterpreterExecutor(
             worker.state.nthreads,
+            in_thread=in_thread,
             on_broken=close,
             **{"thread_name_prefix": f"dask-{worker.name}", **self.options},
         )
