@@ -471,13 +471,15 @@ class SubinterpPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed is not
 
         def in_thread(task: GraphNode, data: dict[Any, Any], delay: float) -> Future[Any]:
             # As `Worker.execute` does it.
-            threads: Executor = worker.executors[THREADS]
+            threads: Any = worker.executors[THREADS]
             if "ThreadPoolExecutor" not in str(type(threads)):
-                return threads.submit(_run_task_simple, task, data, delay)
-            run: Any = copy_context().run
-            active = worker.active_threads, worker.active_threads_lock
-            place = worker.execution_state, task.key, *active
-            return threads.submit(run, _run_task, task, data, *place, delay)
+                submitted: Future[Any] = threads.submit(_run_task_simple, task, data, delay)
+            else:
+                active = worker.active_threads, worker.active_threads_lock
+                place = worker.execution_state, task.key, *active
+                run = copy_context().run
+                submitted = threads.submit(run, _run_task, task, data, *place, delay)
+            return submitted
 
         self._executor = InterpreterExecutor(
             worker.state.nthreads,
