@@ -154,10 +154,30 @@ class _Text(io.BytesIO):
         raise AssertionError
 
 
-def dumps_result(obj: Any) -> bytes:
-    """Pickle an object on its way back to a caller, as bytes."""
-    out = _Text("result")
-    Pickler(out, buffered=False).dump(obj)
+class _BarePickler(Pickler):
+    """Pickles exceptions by their own methods, not by what was registered for their types.
+
+    tblib registers functions for all of them that take tracebacks, causes and contexts along:
+    one that cannot be sent would hold up the exception that was raised.
+    """
+
+    @property
+    def dispatch_table(self) -> dict[Any, Any]:
+        return {
+            key: reduce
+            for key, reduce in super().dispatch_table.items()
+            if not (isinstance(key, type) and issubclass(key, BaseException))
+        }
+
+
+def dumps_exception(exc: BaseException) -> bytes:
+    """Pickle an exception on its way back to a caller, as bytes; its causes go apart."""
+    try:
+        out = _Text("result")
+        Pickler(out, buffered=False).dump(exc)
+    except Exception:
+        out = _Text("result")
+        _BarePickler(out, buffered=False).dump(exc)
     return out.getvalue()
 
 

@@ -566,7 +566,7 @@ def _dump(exc: BaseException) -> bytes:
     if data is None or b"__main__" in data:
         from subinterp import _pickling
 
-        data = _pickling.dumps_result(exc)
+        data = _pickling.dumps_exception(exc)
     return data
 
 

@@ -973,6 +973,30 @@ def test_exception_that_cannot_be_pickled(pool):
     assert call(pool, add, 1, 2) == 3
 
 
+def test_exception_whose_registered_reducer_takes_more_along(pool):
+    """As tblib's does, the context: that cannot be sent here, and goes apart anyway."""
+
+    def f():
+        import copyreg
+        import threading
+
+        copyreg.pickle(KeyError, lambda exc: (KeyError, (*exc.args, exc.__context__)))
+        try:
+            raise ValueError(threading.Lock())
+        except ValueError:
+            raise KeyError("x")  # noqa: B904
+
+    def forget():
+        import copyreg
+
+        copyreg.dispatch_table.pop(KeyError, None)
+
+    error = pool.submit(f).exception(LONG)
+    pool.broadcast(forget)
+    assert type(error) is KeyError and error.args == ("x",)
+    assert isinstance(error.__context__, RemoteError) and "lock" in str(error.__context__)
+
+
 def test_exception_without_a_text(pool):
     error = pool.submit(fail, BadReprError).exception(LONG)
     assert isinstance(error, RemoteError)

@@ -15,10 +15,13 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MU
 
 
 def examples():
-    """Number each example; those that need NumPy are skipped without it."""
+    """Number each example; those that need a package are skipped without it."""
     for number, example in enumerate(EXAMPLES):
-        missing = "import numpy" in example and find_spec("numpy") is None
-        yield pytest.param(number, marks=pytest.mark.skipif(missing, reason="needs numpy"))
+        named = re.findall(r"^ *(?:import|from) (\w+)", example, flags=re.MULTILINE)
+        missing = [name for name in named if find_spec(name) is None]
+        yield pytest.param(
+            number, marks=pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+        )
 
 
 def run(tmp_path, *command, **options):

@@ -3,7 +3,7 @@
 Nothing here is imported unless it is asked for, and no package is needed that is not.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from types import ModuleType
 
 
@@ -49,6 +49,8 @@ def need(module: str, minimum: str, extra: str, *, distribution: str | None = No
         raise ImportError(
             f"this needs {name} {minimum} or newer, which is not installed: {remedy}", name=module
         ) from None
+    from importlib import metadata  # here: workers import this package, too
+
     version = str(getattr(found, "__version__", None) or metadata.version(name))
     if _numbers(version) < _numbers(minimum):
         raise ImportError(
