@@ -167,7 +167,8 @@ def _takes(test):
     if over:
         names = [name for mark in over for name in _cases(mark)[0]]
         every = itertools.product(*(_cases(mark)[1] for mark in over))
-        cases = [sum(parts, []) for parts in every if _concerns_us(names, sum(parts, []))]
+        cases = [list(itertools.chain(*parts)) for parts in every]
+        cases = [case for case in cases if _concerns_us(names, case)]
         if not cases:
             return False
         if len(names) == 1:

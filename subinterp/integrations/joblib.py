@@ -37,7 +37,7 @@ from typing import Any
 from subinterp import _arrays
 from subinterp.errors import BrokenInterpreterPool, NotSendableError
 from subinterp.integrations import _joblib_worker, in_main_interpreter, need
-from subinterp.pool import Future, InterpreterPool
+from subinterp.pool import InterpreterPool
 
 joblib: Any = need("joblib", "1.5", "joblib")
 
@@ -113,9 +113,16 @@ class _Crew:
         self.n_jobs = n_jobs
         # Seconds to wait for another call; None: somebody has it.
         self.idle: float | None = None
-        self.inbox: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        # Futures that were submitted, until joblib has been told of them.
+        self.running: set[Any] = set()
+        self.ending = False
+        # Whether the thread takes no more messages; decided under the lock.
+        self.deaf = False
+        self.lock = threading.RLock()
         self.thread = threading.Thread(target=self._listen, name="subinterp-joblib", daemon=True)
         self.thread.start()
+        _crews.add(self)
 
     def suits(self, n_jobs: int, options: dict[str, Any]) -> bool:
         """Return whether it does for another call; it has as many workers then."""
@@ -134,42 +141,76 @@ class _Crew:
     def rest(self, idle: float) -> None:
         """Wait for another call, for so many seconds."""
         self.idle = idle
-        self.inbox.put(_go_on)
+        self.post(_look_again)
 
     def end(self, wait: bool = False) -> None:
         """End the pool and the thread; whatever is left is cancelled and interrupted."""
-        self.inbox.put(_stop)
         self.pool.terminate_workers()
+        self.ending = True
+        self.post(_look_again)
         if wait:
             self.pool.shutdown()
             if threading.current_thread() is not self.thread:
                 self.thread.join()
 
+    def post(self, message: Callable[[], None]) -> None:
+        """Have the thread call `message`; if it has ended, it is called here."""
+        with self.lock:
+            if not self.deaf:
+                self.inbox.put(message)
+                return
+        message()
+
     def _listen(self) -> None:
-        """Run what is in the inbox, as the crew's thread."""
-        global _kept
-        while True:
+        """Call what is in the inbox, as the crew's thread; until all is told."""
+        while not self._is_over():
             try:
                 message = self.inbox.get(timeout=self.idle)
             except queue.Empty:
-                with _lock:
-                    if _kept is not self:
-                        continue  # somebody has it by now
-                    _kept = None
-                self.end()
-                return
-            if not message():
-                return
-            # Whatever the message was about may go while this waits.
+                if self._retires():
+                    self.end()
+                continue
+            message()
+            # Whatever it was about may go while this waits.
             del message
 
+    def _is_over(self) -> bool:
+        with self.lock:
+            self.deaf = self.ending and not self.running and self.inbox.empty()
+            return self.deaf
 
-def _go_on() -> bool:
-    return True
+    def _retires(self) -> bool:
+        """Leave for good, if nobody has it by now."""
+        global _kept
+        with _lock:
+            if _kept is not self:
+                return False
+            _kept = None
+            self.idle = None
+            return True
 
 
-def _stop() -> bool:
-    return False
+def _look_again() -> None:
+    """Tell the crew's thread to look at what has changed."""
+
+
+# Those that are there, as long as the program runs.
+_crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
+_prepared = False
+
+
+def _prepare() -> None:
+    """Before the first crew: see to it that no task holds the end of the program up."""
+    global _prepared
+    if not _prepared:
+        _prepared = True
+        # Called before the pools are closed, which lets tasks run to their end.
+        threading._register_atexit(_end_all)  # type: ignore[attr-defined]
+
+
+def _end_all() -> None:
+    for crew in list(_crews):
+        crew.end()
 
 
 # Taken by whatever runs when an object is collected, too, which may be in the middle of the rest.
@@ -182,6 +223,7 @@ def _forget() -> None:
     global _lock, _kept, _limiters, _limited
     _lock = threading.RLock()
     _kept = None
+    _crews.clear()
     _limiters, _limited = [], 0
 
 
@@ -199,7 +241,9 @@ def _take(n_jobs: int, options: dict[str, Any]) -> _Crew:
             return crew
         if not crew.pool._forked:
             crew.end()
-    return _Crew(n_jobs, options)
+    crew = _Crew(n_jobs, options)
+    _prepare()
+    return crew
 
 
 def _give_back(crew: _Crew, idle: float) -> None:
@@ -241,7 +285,6 @@ class _Workers:
         self.crew = crew
         self.lender = lender
         self.openmp = openmp
-        self.running: set[Future[Any]] = set()
         self.aborted = False
 
     def submit(self, batch: Any, callback: Callable[[Any], None] | None) -> Any:
@@ -254,28 +297,27 @@ class _Workers:
             future = StandardFuture()
             future.set_exception(_about_the_task(batch, exc))
         else:
-            self.running.add(future)
-        future.add_done_callback(partial(self._post, callback))
+            self.crew.running.add(future)
+        future.add_done_callback(partial(self._done, callback))
         return future
 
-    def _post(self, callback: Callable[[Any], None] | None, future: Any) -> None:
-        self.running.discard(future)
-        if callback is not None:
-            self.crew.inbox.put(partial(self._tell, callback, future))
+    def _done(self, callback: Callable[[Any], None] | None, future: Any) -> None:
+        self.crew.post(partial(self._tell, callback, future))
 
-    def _tell(self, callback: Callable[[Any], None], future: Any) -> bool:
+    def _tell(self, callback: Callable[[Any], None] | None, future: Any) -> None:
+        self.crew.running.discard(future)
         # What joblib has given up it must not hear of: it may be in its next call.
-        if not self.aborted:
-            try:
-                callback(future)
-            except BaseException:
-                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
-        return True
+        if callback is None or self.aborted:
+            return
+        try:
+            callback(future)
+        except BaseException:
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
 
     def abort(self) -> None:
         """Cancel what waits, interrupt what runs; does not wait for its end."""
         self.aborted = True
-        for future in list(self.running):
+        for future in list(self.crew.running):
             future.interrupt()
 
 
