@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import multiprocessing
 import pickle
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -212,6 +214,17 @@ def test_what_cannot_be_sent_is_named(bad):
     assert isinstance(caught.value, pickle.PicklingError)
     assert "in a task of joblib.Parallel, args[0]['n'][1] cannot be sent" in str(caught.value)
     assert parallel()([delayed(abs)(-1)]) == [1]
+
+
+def test_input_that_is_none():
+    """joblib does not end such a call: its workers come back when it is collected."""
+    with pytest.raises(TypeError, match="not iterable"):
+        parallel()(5)
+    gc.collect()
+    assert ours._limited == 0
+    assert ours._kept is not None and live_objects()["pools"] == 1
+    assert parallel()([delayed(abs)(-1)]) == [1]
+    assert live_objects()["pools"] == 1
 
 
 def test_a_result_that_cannot_be_sent():
@@ -604,6 +617,14 @@ def test_without_a_suitable_joblib(change, message):
     result = run_script(f"import sys; {change}; import subinterp.integrations.joblib")
     assert result.returncode == 1
     assert message in result.stderr and "pip install 'subinterp[joblib]'" in result.stderr
+
+
+def test_the_guide(tmp_path):
+    guide = Path(__file__).resolve().parent.parent / "docs" / "joblib.md"
+    if not guide.exists():
+        pytest.skip("only in the checkout and the sdist")
+    example, _, _ = guide.read_text().partition("```python\n")[2].partition("```")
+    assert run_script(example).clean().stdout.strip() == "[1, 2, 4, 8, 16]"
 
 
 # ---- scikit-learn --------------------------------------------------------------------------

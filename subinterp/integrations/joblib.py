@@ -491,6 +491,13 @@ class SubinterpBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[
     _workers: _Workers | None = None
     _in_call = False
 
+    def __del__(self) -> None:
+        # joblib has not ended a call that failed before its first task was asked for.
+        if self._workers is not None:
+            self.abort_everything(ensure_ready=False)
+            self.stop_call()
+            self.terminate()
+
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return how many workers a call with `n_jobs` has: joblib's rules."""
         if n_jobs == 0:
