@@ -106,6 +106,16 @@ def payoff(path):
 # What the soak test does, again and again
 
 
+def score_forest(seed):
+    """Score a small random forest, made with a seed, by cross-validation."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import cross_val_score
+
+    forest = RandomForestClassifier(20, random_state=seed)
+    return float(cross_val_score(forest, *load_breast_cancer(return_X_y=True), cv=4).sum())
+
+
 def soak(kind, seed):
     """Do one piece of real work; the same seed gives the same result."""
     return KINDS[kind](seed)

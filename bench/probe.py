@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from bench import data_work, work
-from bench.contenders import POOLS, ROOT
+from bench.contenders import OURS, POOLS, ROOT, WORKERS
 from bench.machine import family
 
 HOLD = 0.02  # seconds: a task this long leaves the next task to another worker
@@ -117,6 +117,68 @@ def monte_carlo(contender, count):
     return _twice(contender, data_work.simulate, range(count), sum)
 
 
+def joblib_python(contender, count):
+    """Pure Python code, in `count` tasks."""
+    return _twice_in_joblib(contender, work.compute, [(STEPS,)] * count)
+
+
+def joblib_small(contender, count):
+    """`count` tasks that do next to nothing."""
+    return _twice_in_joblib(contender, math.sqrt, [(x,) for x in range(count)])
+
+
+def joblib_array(contender, count):
+    """`count` tasks with the same array of 80 MB, of which each reads one item."""
+    array = work.ones(ARRAY)
+    return _twice_in_joblib(contender, work.first_item, [(array,)] * count)
+
+
+def joblib_forest(contender, count):
+    """Cross-validation of a random forest by scikit-learn, `count` times."""
+
+    def score():
+        return sum(data_work.score_forest(seed) for seed in range(count))
+
+    return _twice_under_joblib(contender, score)
+
+
+def _twice_in_joblib(contender, function, arguments):
+    import joblib
+
+    def call():
+        return sum(joblib.Parallel()(joblib.delayed(function)(*args) for args in arguments))
+
+    return _twice_under_joblib(contender, call)
+
+
+def _twice_under_joblib(contender, call):
+    """Call what uses joblib with a backend that starts, and once more, as `_twice` does."""
+    import joblib
+
+    gc.collect()
+    start = time.perf_counter()
+    if contender == OURS:
+        from subinterp.integrations import joblib as ours
+
+        ours.register()
+    with joblib.parallel_config(backend=contender, n_jobs=WORKERS):
+        value = call()
+        middle = time.perf_counter()
+        again = call()
+        end = time.perf_counter()
+    if contender == OURS:
+        ours.shutdown()
+    elif contender == "loky":
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
+    ending = time.perf_counter() - end
+    if not math.isclose(again, value):
+        raise RuntimeError(f"{contender} found {value}, and then {again}")
+    first, warm = middle - start, end - middle
+    return {"total": first + ending, "first": first, "warm": warm, "value": value}
+
+
 def _sum_of_sums(arrays):
     return float(sum(array.sum() for array in arrays))
 
@@ -167,6 +229,8 @@ def import_numpy(contender, where):
 
 SERIAL = "serial"
 PARTS = 16
+STEPS = 300_000  # a few hundredths of a second
+ARRAY = 10_000_000  # doubles
 BARE = "bare interpreter"
 NO_POOL = "no pool"
 WAVE = 5000  # tasks in flight at once

@@ -5,13 +5,21 @@ copy more often goes a way of its own here: arrays with gaps, dates, subclasses.
 An array whose memory is shared already, whatever object it came from, is sent
 as a place in that memory.
 
+Who sends many tasks can have large arrays lent to them: put into shared memory
+once, and read-only where they arrive (see `lending`). What comes back of such an
+array is a copy: the loan ends with the tasks.
+
 NumPy is never imported by this module alone: the sender of an array has it,
 and the receiver imports it when an array arrives.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from _thread import get_ident
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from subinterp import _core
@@ -110,17 +118,30 @@ def reduce_ndarray(array: Any) -> Any:
     if not array.size or not is_plain(array):
         return array.__reduce_ex__(5)
     plain = _plain(array)
-    address, low, high = _extent(plain)
-    found = _core.shared_at(low, high - low)
-    if found is not None:
-        shared, start = found
-        start += address - low
+    place = _place(plain)
+    lent = place is not None and _is_lent(plain)
+    if place is not None and not lent:
         writeable = bool(plain.flags.writeable)
-        return shared_array, (cls, shared, start, plain.shape, dtype, plain.strides, writeable)
-    if cls is np.ndarray and plain.flags.forc and dtype.kind not in "mM":
+        return shared_array, (cls, *place, plain.shape, dtype, plain.strides, writeable)
+    lender = _lenders.get(get_ident()) if _lenders else None
+    reduced = lender(array) if lender is not None else None
+    if reduced is not None:
+        return reduced
+    # An ordinary pickle of what is lent would share its memory.
+    if cls is np.ndarray and plain.flags.forc and dtype.kind not in "mM" and not lent:
         return array.__reduce_ex__(5)
     copy = _Copy(plain)
     return array_from, (cls, dtype, plain.shape, copy.order, _core.beside(copy))
+
+
+def _place(array: Any) -> tuple[Any, int] | None:
+    """Return the shared memory that an array lies in, and where it begins there; or None."""
+    address, low, high = _extent(array)
+    found = _core.shared_at(low, high - low)
+    if found is None:
+        return None
+    shared, start = found
+    return shared, start + address - low
 
 
 def _is_masked(cls: type) -> bool:
@@ -128,7 +149,115 @@ def _is_masked(cls: type) -> bool:
     return masked is not None and cls is masked.MaskedArray
 
 
+# ---- arrays that are lent ------------------------------------------------------------
+
+# By thread: what reduces the arrays that it sends; None for one that goes its usual way.
+_lenders: dict[int, Callable[[Any], Any]] = {}
+
+
+@contextmanager
+def lending(reduce: Callable[[Any], Any]) -> Iterator[None]:
+    """Ask `reduce` first about each array that this thread sends meanwhile.
+
+    Parameters
+    ----------
+    reduce : callable
+        Called with an array that does not lie in shared memory; returns what a pickler's
+        `__reduce__` does, as `lend` and `lend_file` do, or None: it goes the usual way.
+    """
+    me = get_ident()
+    before = _lenders.get(me)
+    _lenders[me] = reduce
+    try:
+        yield
+    finally:
+        if before is None:
+            del _lenders[me]
+        else:
+            _lenders[me] = before
+
+
+def lend(array: Any, writable: bool) -> Any:
+    """Reduce an array in shared memory (see `share_ndarray`) to one over the same memory.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Keeps the memory, and so does every message that it is reduced for.
+    writable : bool
+        False: where it arrives it is read-only, and cannot be made writable.
+    """
+    if writable:
+        return reduce_ndarray(array)
+    place = _place(array)
+    assert place is not None
+    return lent_array, (*place, array.shape, array.dtype, array.strides)
+
+
+def lend_file(array: Any) -> Any:
+    """Reduce an array over a mapped file (`numpy.memmap`) to that file; None: it is no such one."""
+    import mmap
+
+    np = sys.modules["numpy"]
+    root = array
+    while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
+        root = root.base
+    if not isinstance(root, np.memmap) or not isinstance(root.filename, (str, os.PathLike)):
+        return None
+    address, low, high = _extent(array)
+    offset = root.offset + low - _extent(root)[0]
+    mode = "r+" if root.mode == "w+" else root.mode
+    where = str(root.filename), mode, offset, high - low
+    return mapped_array, (*where, address - low, array.dtype, array.shape, array.strides)
+
+
+class _Loan:
+    """The memory of lent arrays, as they see it: not to be written to."""
+
+    __slots__ = ("shared",)
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return memoryview(self.shared).toreadonly()
+
+
+def _is_lent(array: Any) -> bool:
+    ndarray = sys.modules["numpy"].ndarray
+    while isinstance(array, ndarray):
+        array = array.base
+    return type(array) is _Loan
+
+
 # ---- in the receiver ---------------------------------------------------------------
+
+
+def lent_array(
+    shared: Any, start: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]
+) -> Any:
+    """Return an array over shared memory that is read-only for good."""
+    import numpy as np
+
+    return np.ndarray(shape, dtype, _Loan(shared), start, strides)
+
+
+def mapped_array(
+    file: str,
+    mode: Any,
+    offset: int,
+    nbytes: int,
+    start: int,
+    dtype: Any,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Any:
+    """Return an array over a file, mapped here as well."""
+    import numpy as np
+
+    memory = np.memmap(file, np.uint8, mode, offset, (nbytes,))
+    first = memory[start : start + dtype.itemsize].view(dtype)
+    return np.lib.stride_tricks.as_strided(first, shape, strides, subok=True)
 
 
 def array_from(

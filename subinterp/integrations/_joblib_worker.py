@@ -1,0 +1,60 @@
+"""What joblib's tasks need in a worker: nothing here is imported by the main interpreter's half.
+
+Kept apart because every worker imports it.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+# How the threads of OpenMP are limited, and how many modules there were when it was found out.
+_openmp: tuple[int, Any] | None = None
+
+
+def prepare(authkey: bytes, initializer: bytes | None) -> None:
+    """Make the worker ready, before its first task.
+
+    Parameters
+    ----------
+    authkey
+        Of the main interpreter's `multiprocessing`: proxies of a manager are sent in tasks.
+    initializer
+        Pickled ``(function, args)``, called here. Not unpickled before the key is known.
+    """
+    from multiprocessing.process import current_process
+
+    import joblib.parallel
+
+    current_process().authkey = authkey
+    joblib.parallel.BACKENDS.setdefault("subinterp", _nested_backend)
+    if initializer is not None:
+        import pickle
+
+        function, args = pickle.loads(initializer)
+        function(*args)
+
+
+def _nested_backend(**options: Any) -> Any:
+    """Stand for the backend, which is imported only where a task asks for it."""
+    from subinterp.integrations.joblib import SubinterpBackend
+
+    return SubinterpBackend(**options)
+
+
+def run(batch: Callable[[], list[Any]], openmp: int | None) -> list[Any]:
+    """Call joblib's batch of tasks, with so many threads for OpenMP (None: as it is)."""
+    if openmp is None:
+        return batch()
+    with _openmp_of_this_thread().limit(limits=openmp):
+        return batch()
+
+
+def _openmp_of_this_thread() -> Any:
+    global _openmp
+    # Libraries come with modules.
+    if _openmp is None or _openmp[0] != len(sys.modules):
+        from threadpoolctl import ThreadpoolController
+
+        found = ThreadpoolController().select(user_api="openmp")
+        _openmp = len(sys.modules), found
+    return _openmp[1]
