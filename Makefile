@@ -93,7 +93,7 @@ soak: $(VENV)/.built $(VENV)/.data ## pandas and NumPy in two workers for MINUTE
 test-packages: ## packages' own test suites in a worker and in main, compared (SUITES="numpy scipy")
 	@$(MAKE) --no-print-directory compare-suites VENV=.venvs/suites
 
-lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -Werror
+lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, stubtest, cython -Werror, gcc -Werror
 	@VENV=$(VENV) tools/lint
 
 # --- Other builds ------------------------------------------------------------------------
