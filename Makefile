@@ -29,7 +29,7 @@ PIP := $(PY) -m pip --quiet
 BUILD_FILES := pyproject.toml setup.cfg setup.py
 SOURCES := $(wildcard subinterp/*.pyx subinterp/*.pxd subinterp/_runtime/*.c subinterp/_runtime/*.h)
 
-.PHONY: help dev demo test test-fast test-installed test-packages soak bench bench-short lint wheels debug tsan asan clean FORCE
+.PHONY: help dev demo test test-fast test-installed test-packages soak bench bench-short lint docs wheels debug tsan asan clean FORCE
 
 help: ## show this list
 	@echo "Targets (PYTHON=... chooses the Python; otherwise the newest suitable one is found):"
@@ -56,7 +56,7 @@ $(VENV)/.bench $(VENV)/.lint $(VENV)/.wheels: $(VENV)/.%: $(VENV)/.requirements
 	@touch $@
 
 # Compiled packages of others: as wheels, or not at all.
-$(VENV)/.packages $(VENV)/.data $(VENV)/.suites $(VENV)/.integrations: $(VENV)/.%: $(VENV)/.requirements
+$(VENV)/.packages $(VENV)/.data $(VENV)/.suites $(VENV)/.integrations $(VENV)/.docs: $(VENV)/.%: $(VENV)/.requirements
 	@echo "Installing compiled packages ($*) into $(VENV)"
 	@tools/install-wheels $(PY) $*
 	@touch $@
@@ -100,6 +100,10 @@ test-packages: ## packages' own test suites in a worker and in main, compared (S
 
 lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, stubtest, cython -Werror, gcc -Werror
 	@VENV=$(VENV) tools/lint
+
+docs: $(VENV)/.built $(VENV)/.docs ## build the pages of the documentation into build/docs
+	@$(PY) -m sphinx -W -E -q --keep-going -b html docs build/docs
+	@echo "The pages are in build/docs: open build/docs/index.html."
 
 wheels: $(VENV)/.wheels ## build the sdist and portable wheels, and try them (OUT=dist PYTHONS="python3.13 python3.14")
 	@$(PY) tools/build-wheels --out $(OUT) $(PYTHONS)
