@@ -13,6 +13,11 @@ BENCH_ARGS ?=
 # How long `make soak` works, and which of the packages' test suites are run; by default all.
 MINUTES ?= 20
 SUITES ?=
+# What `make wheels` builds wheels for and tries them on; by default the newest of each version.
+PYTHONS ?=
+OUT ?= dist
+# A folder with wheels for `make test-installed`, which otherwise builds what it tests.
+WHEELS ?=
 
 # A caller's settings that would lead the environment astray. Without bytecode files every
 # new interpreter would compile what it imports.
@@ -24,7 +29,7 @@ PIP := $(PY) -m pip --quiet
 BUILD_FILES := pyproject.toml setup.cfg setup.py
 SOURCES := $(wildcard subinterp/*.pyx subinterp/*.pxd subinterp/_runtime/*.c subinterp/_runtime/*.h)
 
-.PHONY: help dev demo test test-fast test-installed test-packages soak bench bench-short lint debug tsan asan clean FORCE
+.PHONY: help dev demo test test-fast test-installed test-packages soak bench bench-short lint docs wheels debug tsan asan clean FORCE
 
 help: ## show this list
 	@echo "Targets (PYTHON=... chooses the Python; otherwise the newest suitable one is found):"
@@ -45,13 +50,13 @@ $(VENV)/.requirements: $(VENV)/.python pyproject.toml
 	@touch $@
 
 # The tools that only some targets need.
-$(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.requirements
+$(VENV)/.bench $(VENV)/.lint $(VENV)/.wheels: $(VENV)/.%: $(VENV)/.requirements
 	@echo "Installing what $* needs into $(VENV)"
 	@$(PIP) install --group $*
 	@touch $@
 
 # Compiled packages of others: as wheels, or not at all.
-$(VENV)/.packages $(VENV)/.data $(VENV)/.suites $(VENV)/.integrations: $(VENV)/.%: $(VENV)/.requirements
+$(VENV)/.packages $(VENV)/.data $(VENV)/.suites $(VENV)/.integrations $(VENV)/.docs: $(VENV)/.%: $(VENV)/.requirements
 	@echo "Installing compiled packages ($*) into $(VENV)"
 	@tools/install-wheels $(PY) $*
 	@touch $@
@@ -93,8 +98,15 @@ soak: $(VENV)/.built $(VENV)/.data ## pandas and NumPy in two workers for MINUTE
 test-packages: ## packages' own test suites in a worker and in main, compared (SUITES="numpy scipy")
 	@$(MAKE) --no-print-directory compare-suites VENV=.venvs/suites
 
-lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, cython -Werror, gcc -Werror
+lint: $(VENV)/.built $(VENV)/.lint ## ruff, mypy --strict, stubtest, cython -Werror, gcc -Werror
 	@VENV=$(VENV) tools/lint
+
+docs: $(VENV)/.built $(VENV)/.docs ## build the pages of the documentation into build/docs
+	@$(PY) -m sphinx -W -E -q --keep-going -b html docs build/docs
+	@echo "The pages are in build/docs: open build/docs/index.html."
+
+wheels: $(VENV)/.wheels ## build the sdist and portable wheels, and try them (OUT=dist PYTHONS="python3.13 python3.14")
+	@$(PY) tools/build-wheels --out $(OUT) $(PYTHONS)
 
 # --- Other builds ------------------------------------------------------------------------
 
@@ -105,11 +117,15 @@ TESTS = -m pytest -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" "$(CURDIR)
 CHECKED := -m "not stress and not packages and not integrations and not packaging"
 SANITIZED := $(MAKE) --no-print-directory test-sanitized
 
-test-installed: $(VENV)/.requirements $(VENV)/.packages $(VENV)/.integrations ## test what the sdist installs (VENV=.venvs/NAME PYTHON=...)
+test-installed: $(VENV)/.requirements $(VENV)/.packages $(VENV)/.integrations ## test what the sdist installs, or a wheel (VENV=.venvs/NAME PYTHON=... WHEELS=dist)
+ifeq ($(WHEELS),)
 	@rm -rf $(VENV)/dist
 	@echo "Building the sdist, and a wheel from it"
 	@$(PY) -m build --sdist --outdir $(VENV)/dist . >$(VENV)/sdist.log 2>&1 || { cat $(VENV)/sdist.log; exit 1; }
 	@$(PIP) install --force-reinstall $(VENV)/dist/subinterp-*.tar.gz
+else
+	@$(PIP) install --force-reinstall $(WHEELS)/subinterp-*-$$($(PY) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl
+endif
 	@$(OUTSIDE) -c 'import subinterp; print("Testing", subinterp.__file__)'
 	@$(OUTSIDE) $(TESTS) $(ARGS)
 

@@ -194,9 +194,12 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"subinterp.{name}")
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib import metadata
 
-        return version("subinterp")
+        try:
+            return metadata.version("subinterp")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'subinterp' has no attribute {name!r}")

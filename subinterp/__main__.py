@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             import_module(module).configure(command)
     args = parser.parse_args(argv)
     if args.version:
-        from subinterp.check import own_version
+        import subinterp
 
-        print(f"subinterp {own_version()}, Python {sys.version.split()[0]}")
+        print(f"subinterp {subinterp.__version__}, Python {sys.version.split()[0]}")
         return 0
     if args.command is None:
         parser.print_help(sys.stderr)

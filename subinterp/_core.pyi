@@ -6,6 +6,8 @@ from threading import Condition, Thread
 from types import CapsuleType, CodeType
 from typing import Any, Literal, Self
 
+from typing_extensions import disjoint_base
+
 from subinterp.buffers import SharedBuffer
 from subinterp.channels import RecvChannel, SendChannel
 from subinterp.pool import Future, InterpreterPool
@@ -14,6 +16,7 @@ type _Mode = Literal["call", "result", "message", "share"]
 
 # ---- the interpreter's context ----
 
+@disjoint_base
 class Context:
     @property
     def notifier(self) -> _Notifier | None: ...
@@ -23,18 +26,21 @@ _context: Context
 
 # ---- messages ----
 
+@disjoint_base
 class MessageBuffer:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+@disjoint_base
 class _Carrier:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+@disjoint_base
 class MessageWriter:
     @property
     def mode(self) -> _Mode: ...
-    def write(self, data: Buffer, /) -> int: ...
+    def write(self, data: Buffer) -> int: ...
     def handles(self, cls: Any, /) -> bool: ...
-    def reduce(self, obj: Any, /) -> tuple[Callable[..., Any], tuple[Any, ...]]: ...
+    def reduce(self, obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]: ...
     def _reduce_memoryview(
         self, view: memoryview, PickleBuffer: Callable[[Any], Any]
     ) -> tuple[Callable[..., Any], tuple[Any, ...]]: ...
@@ -63,8 +69,10 @@ def array_from(typecode: str, buffer: Buffer) -> Any: ...
 
 # ---- tasks and futures ----
 
+@disjoint_base
 class FunctionRef: ...
 
+@disjoint_base
 class FutureCore:
     # Read-only; typeshed has them as attributes of concurrent.futures.Future.
     _condition: Condition
@@ -89,18 +97,21 @@ class FutureCore:
     def _give_up(self) -> None: ...
     def __reduce__(self) -> Any: ...
 
+@disjoint_base
 class _Notifier:
     outstanding: int
     thread: Thread | None
     def run(self, linger: float) -> None: ...
     def stop(self) -> None: ...
 
+@disjoint_base
 class LoopPort:
     @property
     def wake(self) -> Callable[[Callable[[], object]], object]: ...
     def __init__(self, wake: Callable[[Callable[[], object]], object]) -> None: ...
     def deliver(self) -> None: ...
 
+@disjoint_base
 class _PoolHandle: ...
 
 class _Unraisable:
@@ -113,9 +124,13 @@ class _Unraisable:
 
 # ---- functions on their way ----
 
+@disjoint_base
 class _ByValue: ...
+
+@disjoint_base
 class _Source: ...
 
+@disjoint_base
 class _Forget:
     def __init__(self, cache: dict[Any, Any], key: object) -> None: ...
     def __call__(self, ref: object) -> None: ...
@@ -129,6 +144,7 @@ _EMPTY: object
 
 # ---- pools ----
 
+@disjoint_base
 class PoolCore:
     def _open(
         self,
@@ -213,6 +229,7 @@ class PoolCore:
     def __reduce__(self) -> Any: ...
 
 # Generic for the checker only: the class takes no subscript when the program runs.
+@disjoint_base
 class MapIterator[T]:
     def __iter__(self) -> Iterator[T]: ...
     def __next__(self) -> T: ...
@@ -226,10 +243,12 @@ class MapIterator[T]:
     @property
     def _ended(self) -> bool: ...
 
+@disjoint_base
 class _ForgetMap:
     def __init__(self, maps: dict[Any, Any], key: object) -> None: ...
     def __call__(self, ref: object) -> None: ...
 
+@disjoint_base
 class TraceCore:
     @property
     def begun(self) -> int: ...
@@ -252,6 +271,7 @@ def after_fork_in_child() -> None: ...
 
 # ---- channels ----
 
+@disjoint_base
 class ChannelEnd:
     @property
     def closed(self) -> bool: ...
@@ -285,6 +305,7 @@ class SendEnd(ChannelEnd):
     def _put_nowait(self, obj: Any, unbound: int) -> bool: ...
     def _put_and_wait(self, obj: Any, timeout: float | None, unbound: int) -> None: ...
 
+@disjoint_base
 class LostItem:
     @property
     def unbound(self) -> int: ...
@@ -296,6 +317,7 @@ class RecvEnd(ChannelEnd):
     def __next__(self) -> Any: ...
     def _async_wait(self, told: Callable[[], object]) -> AsyncWait | None: ...
 
+@disjoint_base
 class AsyncWait:
     def cancel(self) -> None: ...
 
@@ -322,6 +344,7 @@ def check_timeout(timeout: float | None) -> float | None: ...
 
 _FILLED_IN_LATER: object
 
+@disjoint_base
 class SharedMemory:
     def __new__(cls, nbytes: int) -> Self: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -340,6 +363,7 @@ def _shared_by_id(token: int, id: int) -> SharedMemory: ...
 
 # ---- locks and the like ----
 
+@disjoint_base
 class SyncCore:
     @property
     def id(self) -> int: ...
@@ -379,6 +403,7 @@ class EventCore(SyncCore):
     def clear(self) -> None: ...
     def wait(self, timeout: float | None = None) -> bool: ...
 
+@disjoint_base
 class BarrierCore(SyncCore):
     def __init__(
         self,
@@ -409,6 +434,7 @@ def _sync_by_id(token: int, id: int) -> SyncCore: ...
 
 # ---- Arrow data ----
 
+@disjoint_base
 class ArrowCopy:
     def __new__(cls, streams: list[CapsuleType]) -> Self: ...
     @property
@@ -421,6 +447,7 @@ class ArrowCopy:
     def shared(self) -> list[SharedBuffer]: ...
     def copy_into(self, buffer: Buffer) -> None: ...
 
+@disjoint_base
 class ArrowData:
     def __arrow_c_stream__(self, requested_schema: object = None) -> CapsuleType: ...
 

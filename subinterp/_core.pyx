@@ -1,5 +1,5 @@
 # cython: language_level=3, subinterpreters_compatible=own_gil
-# cython: binding=False, embedsignature=False, cdivision=True
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic, cdivision=True
 """The C layer as Python objects.
 
 Each class here is a thin owner of one C handle; policy and conventions live in
@@ -1293,6 +1293,7 @@ cdef class FutureCore:
         return False, False, None, None
 
     def _executor_only(self, *args):
+        """Raise `concurrent.futures.InvalidStateError`: only the pool completes its futures."""
         from concurrent.futures import InvalidStateError
         raise InvalidStateError(f"only the pool completes its futures: {self!r}")
 

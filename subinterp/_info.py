@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+import subinterp
 from subinterp import _core, runtime
-from subinterp.check import own_version
 
 DESCRIPTION = """\
 Show the runtime of a process as a tree: its interpreters, their threads, who holds
@@ -61,7 +61,7 @@ def facts() -> dict[str, Any]:
     """Return all of it, as plain values that JSON takes."""
     return {
         "versions": {
-            "subinterp": own_version(),
+            "subinterp": subinterp.__version__,
             "python": platform.python_version(),
             "built with": ".".join(str(_core.built_version() >> at & 255) for at in (24, 16, 8)),
             "platform": platform.platform(),

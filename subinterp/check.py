@@ -33,6 +33,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from keyword import iskeyword
 from typing import IO, Any
 
+import subinterp
+
 __all__ = ["Result", "Run", "check", "judge"]
 
 # Of the JSON form; counts up when a field changes its meaning or goes.
@@ -770,7 +772,7 @@ def as_json(results: Sequence[Result], extensions: str) -> str:
         summary[result.status] += 1
     document = {
         "schema": SCHEMA,
-        "subinterp": own_version(),
+        "subinterp": subinterp.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -779,14 +781,6 @@ def as_json(results: Sequence[Result], extensions: str) -> str:
         "modules": [asdict(result) for result in results],
     }
     return json.dumps(document, indent=2)
-
-
-def own_version() -> str:
-    """Return this library's version; "unknown" where it runs without being installed."""
-    try:
-        return importlib.metadata.version("subinterp")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _seconds(value: float | None, main: float | None) -> str:

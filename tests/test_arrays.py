@@ -813,8 +813,7 @@ PANDAS = ("frame", "slice", "every second", "numbers", "series", "no rows", "two
 
 @pytest.mark.parametrize("name", PANDAS)
 def test_pandas(hand_over, name):
-    import pandas.testing as same
-
+    same = pytest.importorskip("pandas.testing", reason="needs pandas")
     sent = pandas_objects()[name]
     check = same.assert_series_equal if sent.ndim == 1 else same.assert_frame_equal
     check(hand_over(sent), sent)

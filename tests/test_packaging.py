@@ -15,9 +15,12 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+import subinterp
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,14 +33,7 @@ SUITABLE = {
 }
 
 # What an installation has to be able to do, away from the checkout.
-USE = """
-import sys, subinterp
-from subinterp import InterpreterPool
-
-with InterpreterPool(2) as pool:
-    assert list(pool.map(abs, range(-100, 0))) == list(range(100, 0, -1))
-print(subinterp.__file__)
-"""
+SMOKE_TEST = ROOT / "tools/smoke-test"
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +132,21 @@ class TestMetadata:
         (dependency,) = read_project()["dependencies"]
         assert re.match(r"cloudpickle>=\d", dependency)
 
+    def test_the_version_is_semantic_and_stands_in_one_place(self):
+        version = read_project()["version"]
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+        assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+        for path in [ROOT / "setup.py", ROOT / "setup.cfg", *(ROOT / "subinterp").glob("**/*.py*")]:
+            if path.suffix in (".py", ".pyi", ".pyx", ".cfg"):
+                assert f'"{version}"' not in path.read_text()
+
+    def test_a_checkout_that_is_not_installed_has_an_unknown_version(self, monkeypatch):
+        def version(name):
+            raise metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(metadata, "version", version)
+        assert subinterp.__version__ == "unknown"
+
 
 class TestFindPython:
     """tools/find-python, which chooses the Python for the Makefile."""
@@ -170,6 +181,15 @@ class TestFindPython:
         done = self.find(tmp_path, report_itself=True)
         assert done.stdout.strip() == str(good)
 
+    def test_takes_the_version_asked_for(self, tmp_path):
+        self.make_python(tmp_path / "bin/python3.14")
+        self.make_python(tmp_path / "bin/python3")
+        asked = self.make_python(tmp_path / "bin/python3.13")
+        assert self.find(tmp_path, "3.13", report_itself=True).stdout.strip() == str(asked)
+        pyenv = self.make_python(tmp_path / ".pyenv/versions/3.15.0/bin/python3")
+        assert self.find(tmp_path, "3.15", report_itself=True).stdout.strip() == str(pyenv)
+        assert self.find(tmp_path, "3.1", report_itself=True).returncode == 1
+
     def test_falls_back_to_pyenv_then_uv(self, tmp_path):
         uv = self.make_python(
             tmp_path / ".local/share/uv/python/cpython-3.14.1-linux-x86_64-gnu/bin/python3"
@@ -203,7 +223,7 @@ class TestFindPython:
         assert done.returncode == 1
         assert "no-such-compiler, is missing" in done.stderr
 
-    def find(self, home, report_itself=False, **environ):
+    def find(self, home, *version, report_itself=False, **environ):
         """Run find-python with a PATH that has the shell's tools and `home/bin` alone."""
         tools = home / "tools"
         tools.mkdir(exist_ok=True)
@@ -218,7 +238,7 @@ class TestFindPython:
             "REPORT_ITSELF": "1" if report_itself else "",
             **environ,
         }
-        return run(["/bin/sh", str(ROOT / "tools/find-python")], cwd=home, env=environ)
+        return run(["/bin/sh", ROOT / "tools/find-python", *version], cwd=home, env=environ)
 
     def make_python(self, path, pretend="pass"):
         """Make a command that is this Python but for a lie or two, and for its own path."""
@@ -242,6 +262,28 @@ class TestFindPython:
 
     def version_of(self, python):
         return run([python, "-c", "import sys; print(sys.version)"]).stdout.rstrip("\n")
+
+
+class TestBuildWheels:
+    """tools/build-wheels, as far as it goes without building."""
+
+    @pytest.fixture
+    def tool(self):
+        return runpy.run_path(str(ROOT / "tools/build-wheels"))
+
+    def test_pythons_of_a_version_share_a_wheel(self, tool):
+        base = getattr(sys, "_base_executable", sys.executable)
+        pythons = tool["by_version"]([sys.executable, base])
+        assert pythons == {sys.version_info[:2]: {sys.version_info[:3]: base}}
+
+    def test_a_python_that_will_not_do_is_named(self, tool):
+        with pytest.raises(SystemExit, match="PYTHON=no-such-python is not a command"):
+            tool["by_version"](["no-such-python"])
+
+    def test_a_command_that_fails_shows_what_it_printed(self, tool):
+        script = "print('it printed this'); raise SystemExit(3)"
+        with pytest.raises(SystemExit, match=r"it printed this\n[^$]*exit status 3"):
+            tool["run"](sys.executable, "-c", script)
 
 
 @pytest.fixture(scope="module")
@@ -313,11 +355,29 @@ class TestPackages:
         tops = {name.partition("/")[0] for name in names}
         assert tops == {"subinterp", f"subinterp-{read_project()['version']}.dist-info"}
 
+    def test_wheel_carries_metadata_and_the_licence(self, wheel):
+        project = read_project()
+        with zipfile.ZipFile(wheel) as archive:
+            folder = f"subinterp-{project['version']}.dist-info"
+            found = metadata.PathDistribution(zipfile.Path(archive, folder + "/")).metadata
+            licence = archive.read(f"{folder}/licenses/LICENSE")
+        assert licence == (ROOT / "LICENSE").read_bytes()
+        assert found["License-Expression"] == "MIT"
+        assert found["Requires-Python"] == ">=3.13"
+        assert found["Description-Content-Type"] == "text/markdown"
+        extras = project["optional-dependencies"]
+        assert {"joblib", "dask", "progress"} <= set(extras)
+        assert sorted(found.get_all("Provides-Extra")) == sorted(extras)
+        required = found.get_all("Requires-Dist")
+        for extra, packages in extras.items():
+            for package in packages:
+                assert f'{package}; extra == "{extra}"' in required
+
     def test_wheel_works_in_a_clean_environment(self, wheel, tmp_path):
         python = make_environment(tmp_path)
         check(run([python, "-m", "pip", "install", wheel], cwd=tmp_path))
-        done = check(run([python, "-c", USE], cwd=tmp_path))
-        assert Path(done.stdout.strip()).is_relative_to(tmp_path / "environment")
+        done = check(run([python, "-P", SMOKE_TEST], cwd=tmp_path))
+        assert str(tmp_path / "environment") in done.stdout
         check(run([python, "-m", "pip", "check"], cwd=tmp_path))
 
     def test_editable_install_works(self, checkout, tmp_path):
@@ -325,8 +385,8 @@ class TestPackages:
         shutil.copytree(checkout, copy)
         python = make_environment(tmp_path)
         check(run([python, "-m", "pip", "install", "--editable", copy], cwd=tmp_path))
-        done = check(run([python, "-c", USE], cwd=tmp_path))
-        assert Path(done.stdout.strip()).is_relative_to(copy)
+        done = check(run([python, "-P", SMOKE_TEST], cwd=tmp_path))
+        assert f": {copy}/subinterp/" in done.stdout
         # One plain line in a .pth file: every new interpreter reads it.
         (site_packages,) = (tmp_path / "environment/lib").glob("python*/site-packages")
         lines = [path.read_text().strip() for path in site_packages.glob("*subinterp*.pth")]

@@ -1,68 +1,32 @@
 """Every example in README.md runs as it stands and prints what its comments say."""
 
-import os
 import re
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from _examples import check_output, examples, expected, parameters, run, run_script
+
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-
-
-def examples():
-    """Number each example; those that need a package are skipped without it."""
-    for number, example in enumerate(EXAMPLES):
-        named = re.findall(r"^ *(?:import|from) (\w+)", example, flags=re.MULTILINE)
-        missing = [name for name in named if find_spec(name) is None]
-        yield pytest.param(
-            number, marks=pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
-        )
-
-
-def run(tmp_path, *command, **options):
-    """Run Python outside of the checkout, so that the installed package is what it finds."""
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-        **options,
-    )
-
-
-def expected(example):
-    """What the comments after print() calls say, line by line."""
-    return re.findall(r"^ *print\(.*\)  # (.*)$", example, flags=re.MULTILINE)
+PAGE = ROOT / "README.md"
+README = PAGE.read_text()
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 4
-    assert all(expected(example) for example in EXAMPLES)
+    assert len(examples(PAGE)) >= 4
+    assert all(expected(example) for example in examples(PAGE))
 
 
-@pytest.mark.parametrize("number", list(examples()))
-def test_example_as_a_script(number, tmp_path):
-    script = tmp_path / "example.py"
-    script.write_text(EXAMPLES[number])
-    done = run(tmp_path, str(script))
+@pytest.mark.parametrize("example", parameters(PAGE))
+def test_example_as_a_script(example, tmp_path):
+    check_output(run_script(tmp_path, example), example)
+
+
+@pytest.mark.parametrize("example", parameters(PAGE))
+def test_example_from_standard_input(example, tmp_path):
+    done = run(tmp_path, "-", input=example)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == expected(EXAMPLES[number])
-    assert done.stderr == ""
-
-
-@pytest.mark.parametrize("number", list(examples()))
-def test_example_from_standard_input(number, tmp_path):
-    done = run(tmp_path, "-", input=EXAMPLES[number])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == expected(EXAMPLES[number])
+    check_output(done, example)
 
 
 def test_every_public_name_in_the_table_exists():

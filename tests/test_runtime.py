@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = ROOT / "subinterp" / "_runtime"
 LONG = 60
 
+# A wheel may have been built with another release of this version.
+AS_BUILT = _core.built_version() == sys.hexversion
+
 needs_sources = pytest.mark.skipif(
     not (RUNTIME / "si_fields.c").exists(), reason="the sources are not here"
 )
@@ -84,6 +87,9 @@ def test_the_collector():
     import gc
 
     collector = runtime.snapshot().interpreters[0].collector
+    if not AS_BUILT and collector.enabled is None:
+        assert collector.counts is collector.thresholds is None
+        pytest.skip("the collector's structure is another one in the release this was built with")
     assert collector.enabled is gc.isenabled() and collector.collecting is False
     assert collector.thresholds == gc.get_threshold()
     assert len(collector.counts) == 3
@@ -471,8 +477,12 @@ def test_the_layout_of_this_python_is_known():
     layout = runtime.layout()
     unknown = {name for name, at in layout.items() if at is None}
     # Fields of thread states that came with 3.15.
-    assert unknown - {"headers"} <= ({"thread_waits"} if sys.version_info < (3, 15) else set())
-    assert (layout["headers"] is None) <= (_core.built_version() != sys.hexversion)
+    expected = {"thread_waits"} if sys.version_info < (3, 15) else set()
+    # What only headers tell, where these are of another release.
+    if not AS_BUILT:
+        expected |= {"headers", "collector", "collecting", "enabled"}
+        expected |= {f"generation_{n}" for n in range(3)}
+    assert unknown <= expected
 
 
 def test_a_table_that_is_the_same_says_the_same():
@@ -574,8 +584,9 @@ def test_values_of_fields():
     import gc
 
     value = {(f.name, f.part, f.where): f.value for f in runtime.fields()}
-    assert value["gc", "enabled", "PyInterpreterState"] == int(gc.isenabled())
-    assert value["gc", "collecting", "PyInterpreterState"] == 0
+    if AS_BUILT:
+        assert value["gc", "enabled", "PyInterpreterState"] == int(gc.isenabled())
+        assert value["gc", "collecting", "PyInterpreterState"] == 0
     assert value["finalizing", "", "_PyRuntimeState"] == "not set"
     assert value["interpreters", "head", "_PyRuntimeState"] == "set"
     assert value["ceval", "gil", "PyInterpreterState"] == "set"
