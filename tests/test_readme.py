@@ -33,10 +33,11 @@ def test_example_from_standard_input(example, tmp_path):
 def test_every_public_name_in_the_table_exists():
     import subinterp
 
-    named = set(re.findall(r"^\| `(?:subinterp\.)?([\w.]+)", README, flags=re.MULTILINE))
-    modules = {name for name in named if find_spec(f"subinterp.{name}") is not None}
-    methods = {"send"}
-    assert named - methods - modules <= set(subinterp.__all__)
+    named = set(re.findall(r"^\| `(?:subinterp\.)?(\w+)", README, flags=re.MULTILINE))
+    methods, packages = {"send"}, {"integrations"}
+    assert named - methods - packages <= set(subinterp.__all__)
+    for module in re.findall(r"`(subinterp\.integrations\.\w+)", README):
+        assert find_spec(module) is not None
     for method in re.findall(r"`\.(\w+)", "\n".join(re.findall(r"^\|.*", README, re.MULTILINE))):
         assert hasattr(subinterp.InterpreterPool, method)
 
