@@ -65,7 +65,7 @@ def pytest_configure(config):
         "markers", "not_on(*kinds, reason): do not run the contract test on these rivals"
     )
     config.addinivalue_line("markers", "stress: long, sized by SUBINTERP_STRESS")
-    for name in ("thread_unsafe", "no_cover"):
+    for name in ("thread_unsafe", "no_cover", "timeout"):
         config.addinivalue_line("markers", f"{name}: of the tests of joblib")
     # Capture has already redirected file descriptor 2.
     capture = config.pluginmanager.getplugin("capturemanager")
