@@ -1,6 +1,7 @@
 """Every example in README.md runs as it stands and prints what its comments say."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,9 @@ def test_every_public_name_in_the_table_exists():
     import subinterp
 
     named = set(re.findall(r"^\| `(?:subinterp\.)?(\w+)", README, flags=re.MULTILINE))
-    methods = {"send"}
-    assert named - methods <= set(subinterp.__all__)
+    assert named - {"send", "integrations"} <= set(subinterp.__all__)
+    for module in re.findall(r"^\| `(subinterp(?:\.\w+)+)`", README, flags=re.MULTILINE):
+        assert find_spec(module), module
     for method in re.findall(r"`\.(\w+)", "\n".join(re.findall(r"^\|.*", README, re.MULTILINE))):
         assert hasattr(subinterp.InterpreterPool, method)
 
