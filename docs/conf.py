@@ -1,9 +1,13 @@
 """How Sphinx makes the pages: `make docs`."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import subinterp
+
+# Before Sphinx asks for it: if nobody has imported it, Sphinx executes the stub in its place.
+import_module("subinterp._core")
 
 project = "subinterp"
 author = "The subinterp authors"

@@ -11,8 +11,22 @@ import pytest
 
 
 def examples(page):
-    """Return the text of each block of Python in a page."""
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    """Return the text of each block of Python in a page that is to be run.
+
+    A comment in the line above the block says if it is not a script of its own: one that
+    continues is run after the one before it, one with "not run" is left out.
+    """
+    found = []
+    for comment, text in re.findall(
+        r"(?:^<!-- (continues|not run: [^>]+) -->\n)?^```python\n(.*?)^```$",
+        page.read_text(),
+        flags=re.DOTALL | re.MULTILINE,
+    ):
+        if comment == "continues":
+            found[-1] += text
+        elif not comment:
+            found.append(text)
+    return found
 
 
 def expected(example):

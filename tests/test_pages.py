@@ -41,3 +41,37 @@ def test_example_of_a_docstring(test, tmp_path, monkeypatch):
 
 def test_docstrings_have_examples():
     assert len(docstrings()) >= 3
+
+
+PAGE = """
+```python
+x = 6
+print(x)  # 6
+```
+<!-- continues -->
+```python
+print(x * 7, "or so")  # 42 ...
+```
+<!-- not run: needs a cluster -->
+```python
+client.run(x)
+```
+"""
+
+
+def test_blocks_that_are_no_scripts(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    [example] = examples(page)
+    check_output(run_script(tmp_path, example), example)
+
+
+@pytest.mark.parametrize("line", ["print(2)", "print(2)  # 3", "print(2)  # 2 ...", "x = 2\n"])
+def test_other_output_is_noticed(line, tmp_path):
+    example = f"print(1)  # ...\n{line}\n"
+    done = run_script(tmp_path, example)
+    if "print" in line:
+        with pytest.raises(AssertionError):
+            check_output(done, example)
+    else:
+        check_output(done, example)
