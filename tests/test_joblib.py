@@ -8,6 +8,7 @@ import importlib.util
 import io
 import multiprocessing
 import pickle
+import shutil
 import sys
 import threading
 import time
@@ -550,6 +551,23 @@ def test_in_a_worker_of_any_pool(pool1):
     kind, _, caught = pool1.submit(use_backend).result()
     assert kind == "SequentialBackend"
     assert "this is a worker already" in caught[0]
+
+
+def test_a_joblib_that_is_not_installed(tmp_path):
+    """Interpreters that wait for another pool forget it, and with it what holds it."""
+    folder = Path(joblib.__file__).parent
+    shutil.copytree(folder, tmp_path / "joblib", ignore=shutil.ignore_patterns("test", "*.pyc"))
+    result = run_script(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        + SCRIPT
+        + """
+for _ in range(2):
+    print(Parallel(n_jobs=2, backend="subinterp")([delayed(nested)("subinterp")])[0][0])
+    ours.shutdown()
+assert joblib.__file__.startswith(sys.path[0])
+"""
+    ).check()
+    assert result.stdout.split() == ["SequentialBackend"] * 2
 
 
 # ---- threads of libraries ---------------------------------------------------------------

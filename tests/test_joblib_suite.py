@@ -60,6 +60,8 @@ NOT_APPLICABLE = {
     ),
     "test_nested_loop[loky-subinterp]": _PROCESSES,
     "test_nested_loop[multiprocessing-subinterp]": _PROCESSES,
+    "test_backend_nesting_level[parallel_config-multiprocessing-subinterp]": _PROCESSES,
+    "test_backend_nesting_level[parallel_backend-multiprocessing-subinterp]": _PROCESSES,
     "test_parallel_pickling": (
         "expects loky's words; see test_joblib.py::test_what_cannot_be_sent_is_named"
     ),
@@ -165,6 +167,7 @@ def _takes(test):
         elif mark.name != "xfail":  # what fails with theirs passes with ours
             marks.append(mark)
     if over:
+        over.sort(key=lambda mark: _cases(mark)[0][0].partition("_")[0] not in ("parent", "outer"))
         names = [name for mark in over for name in _cases(mark)[0]]
         every = itertools.product(*(_cases(mark)[1] for mark in over))
         cases = [list(itertools.chain(*parts)) for parts in every]
