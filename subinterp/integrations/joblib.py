@@ -35,7 +35,7 @@ from functools import partial
 from typing import Any
 
 from subinterp import _arrays
-from subinterp.errors import BrokenInterpreterPool, NotSendableError
+from subinterp.errors import NotSendableError
 from subinterp.integrations import _joblib_worker, in_main_interpreter, need
 from subinterp.pool import InterpreterPool
 
@@ -136,16 +136,14 @@ class _Crew:
     def suits(self, n_jobs: int, options: dict[str, Any]) -> bool:
         """Return whether it does for another call; it has as many workers then."""
         try:
-            if not bool(self.options == options):
+            if self.options != options:
                 return False
             if n_jobs != self.n_jobs:
                 self.pool.resize(n_jobs)
                 self.n_jobs = n_jobs
             return not self.pool._broken and not self.pool._is_closing
-        except (RuntimeError, BrokenInterpreterPool):
-            return False  # broken or closed in this moment
         except Exception:
-            return False  # the initializer's arguments cannot be compared
+            return False  # broken or closed in this moment, or arguments that cannot be compared
 
     def rest(self, idle: float) -> None:
         """Wait for another call, for so many seconds."""
