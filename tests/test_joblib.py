@@ -21,6 +21,7 @@ from _joblibwork import (
     address_of,
     blas_threads,
     fail,
+    frame_facts,
     initialize,
     initialized_with,
     looks,
@@ -411,6 +412,23 @@ def test_arrays_from_a_generator():
     found = parallel(batch_size=1)(delayed(np.ndarray.max)(a) for a in arrays())
     assert found == list(range(60))
     assert most - before < 20
+    shared_memory_is_back_at(before)
+
+
+@pytest.mark.slow
+@pytest.mark.packages
+def test_frames_are_lent():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": np.arange(LARGE, dtype=float), "b": 1.0})
+    before = buffers()
+    many = parallel(return_as="generator", batch_size=1, pre_dispatch="all")
+    found = many(delayed(frame_facts)(frame) for _ in range(6))
+    assert buffers() > before
+    assert list(found) == [(LARGE * (LARGE - 1) / 2, False)] * 6
+    del found
+    (back,) = parallel()([delayed(slow_identity)(frame)])
+    pd.testing.assert_frame_equal(back, frame)
+    back.loc[0, "a"] = 5
     shared_memory_is_back_at(before)
 
 
