@@ -767,7 +767,9 @@ def _stays(file: str) -> bool:
 def _is_installed(name: str, module: object) -> "bool | None":
     """Return whether a module stays; None: as its package does."""
     if name == "subinterp" or name.startswith("subinterp."):
-        return True  # the extension module cannot be executed twice in an interpreter
+        # The extension module cannot be executed twice in an interpreter. Integrations hold
+        # modules of other packages, which may not stay.
+        return not name.startswith("subinterp.integrations.")
     try:
         # Not getattr: a lazy module would be loaded by it.
         names = object.__getattribute__(module, "__dict__")

@@ -70,6 +70,12 @@ def blas_threads():
     return [(i["user_api"], i["num_threads"]) for i in threadpool_info()]
 
 
+def frame_facts(frame):
+    """The sum of a column, and whether it can be written to."""
+    column = frame["a"].to_numpy()
+    return float(column.sum()), column.flags.writeable
+
+
 initialized = []
 
 

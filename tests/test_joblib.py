@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
+import io
 import multiprocessing
 import pickle
+import shutil
 import sys
 import threading
 import time
@@ -18,6 +21,7 @@ from _joblibwork import (
     address_of,
     blas_threads,
     fail,
+    frame_facts,
     initialize,
     initialized_with,
     looks,
@@ -29,7 +33,7 @@ from _joblibwork import (
     who,
     write_at,
 )
-from _support import live_objects, run_script, wait_until
+from _support import live_objects, parked_interpreters, run_script, wait_until
 
 joblib = pytest.importorskip("joblib")
 np = pytest.importorskip("numpy")
@@ -285,14 +289,19 @@ import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads
 call = lambda: Parallel(n_jobs=2, backend="subinterp")(delayed(abs)(-i) for i in range(3))
 print(call(), flush=True)
+slowly = (delayed(slow_identity)(i, 0.1) for i in range(10))
+running = Parallel(n_jobs=2, backend="subinterp", return_as="generator")(slowly)
+print(next(running), flush=True)
 child = os.fork()
 if not child:
+    del running
     print(call(), flush=True)
     sys.exit()
-print(os.waitpid(child, 0)[1], call())
+print(os.waitpid(child, 0)[1], call(), list(running))
 """,
     ).check()
-    assert result.stdout.split("\n")[:3] == ["[0, 1, 2]", "[0, 1, 2]", "0 [0, 1, 2]"]
+    values = "[1, 2, 3, 4, 5, 6, 7, 8, 9]"
+    assert result.stdout.splitlines() == ["[0, 1, 2]", "0", "[0, 1, 2]", f"0 [0, 1, 2] {values}"]
 
 
 # ---- large arrays -----------------------------------------------------------------------
@@ -406,6 +415,23 @@ def test_arrays_from_a_generator():
     shared_memory_is_back_at(before)
 
 
+@pytest.mark.slow
+@pytest.mark.packages
+def test_frames_are_lent():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": np.arange(LARGE, dtype=float), "b": 1.0})
+    before = buffers()
+    many = parallel(return_as="generator", batch_size=1, pre_dispatch="all")
+    found = many(delayed(frame_facts)(frame) for _ in range(6))
+    assert buffers() > before
+    assert list(found) == [(LARGE * (LARGE - 1) / 2, False)] * 6
+    del found
+    (back,) = parallel()([delayed(slow_identity)(frame)])
+    pd.testing.assert_frame_equal(back, frame)
+    back.loc[0, "a"] = 5
+    shared_memory_is_back_at(before)
+
+
 def test_arrays_that_the_caller_shared_stay_shared():
     array = subinterp.share(np.zeros(LARGE))
     parallel()(delayed(write_at)(array, i) for i in range(4))
@@ -459,6 +485,34 @@ def test_an_initializer_that_fails():
     with pytest.raises(subinterp.NotSendableError, match=r"initargs\[1\] cannot be sent"):
         parallel(initializer=fail, initargs=(1, threading.Lock()))([delayed(abs)(-1)])
     assert parallel()([delayed(abs)(-1)]) == [1]
+
+
+def test_channels_and_proxies_as_arguments():
+    """An initializer gets all that tasks get: ends of channels, and proxies of a manager."""
+    recv, send = subinterp.create_channel()
+    with recv, send, multiprocessing.get_context("spawn").Manager() as manager:
+        numbers = manager.dict()
+        parallel(initializer=subinterp.SendChannel.send, initargs=(send, "begun"))(
+            delayed(numbers.__setitem__)(i, i) for i in range(4)
+        )
+        assert recv.recv(timeout=60) == "begun"
+        assert numbers.copy() == {i: i for i in range(4)}
+        parallel(initializer=numbers.__setitem__, initargs=("x", 1))([delayed(abs)(-1)])
+        assert numbers["x"] == 1
+        ours.shutdown()
+    # Interpreters that wait for another pool keep what the last one's initializer was sent.
+    subinterp.set_parked_limit(0)
+    wait_until(lambda: not parked_interpreters(), what="the end of parked interpreters")
+    subinterp.set_parked_limit(4)
+
+
+def test_what_tasks_print(capfd):
+    """It goes where the caller's output goes, also if that has changed between calls."""
+    parallel()(delayed(print)(n, flush=True) for n in "ab")
+    with contextlib.redirect_stdout(io.StringIO()) as captured:
+        parallel()(delayed(print)(n) for n in "cd")
+    assert sorted(captured.getvalue().split()) == ["c", "d"]
+    assert sorted(capfd.readouterr().out.split()) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -515,6 +569,23 @@ def test_in_a_worker_of_any_pool(pool1):
     kind, _, caught = pool1.submit(use_backend).result()
     assert kind == "SequentialBackend"
     assert "this is a worker already" in caught[0]
+
+
+def test_a_joblib_that_is_not_installed(tmp_path):
+    """Interpreters that wait for another pool forget it, and with it what holds it."""
+    folder = Path(joblib.__file__).parent
+    shutil.copytree(folder, tmp_path / "joblib", ignore=shutil.ignore_patterns("test", "*.pyc"))
+    result = run_script(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        + SCRIPT
+        + """
+for _ in range(2):
+    print(Parallel(n_jobs=2, backend="subinterp")([delayed(nested)("subinterp")])[0][0])
+    ours.shutdown()
+assert joblib.__file__.startswith(sys.path[0])
+"""
+    ).check()
+    assert result.stdout.split() == ["SequentialBackend"] * 2
 
 
 # ---- threads of libraries ---------------------------------------------------------------

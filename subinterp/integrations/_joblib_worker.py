@@ -11,27 +11,33 @@ from typing import Any
 _openmp: tuple[int, Any] | None = None
 
 
-def prepare(authkey: bytes, initializer: bytes | None) -> None:
-    """Make the worker ready, before its first task.
+class AuthKey:
+    """The key of `multiprocessing`, in force as soon as it has arrived.
 
-    Parameters
-    ----------
-    authkey
-        Of the main interpreter's `multiprocessing`: proxies of a manager are sent in tasks.
-    initializer
-        Pickled ``(function, args)``, called here. Not unpickled before the key is known.
+    Proxies of a manager, which may stand beside it, need it to arrive themselves.
     """
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+
+    def __reduce__(self) -> tuple[Callable[[bytes], None], tuple[bytes]]:
+        return set_authkey, (self.key,)
+
+
+def set_authkey(key: bytes) -> None:
+    """Have this interpreter use the key."""
     from multiprocessing.process import current_process
 
+    current_process().authkey = key
+
+
+def prepare(_: object, initializer: Callable[..., object] | None, initargs: Any) -> None:
+    """Make the worker ready before its first task, and call the user's initializer."""
     import joblib.parallel
 
-    current_process().authkey = authkey
     joblib.parallel.BACKENDS.setdefault("subinterp", _nested_backend)
     if initializer is not None:
-        import pickle
-
-        function, args = pickle.loads(initializer)
-        function(*args)
+        initializer(*initargs)
 
 
 def _nested_backend(**options: Any) -> Any:

@@ -35,7 +35,7 @@ from functools import partial
 from typing import Any
 
 from subinterp import _arrays
-from subinterp.errors import BrokenInterpreterPool, NotSendableError
+from subinterp.errors import NotSendableError
 from subinterp.integrations import _joblib_worker, in_main_interpreter, need
 from subinterp.pool import InterpreterPool
 
@@ -103,13 +103,22 @@ class _Crew:
 
     def __init__(self, n_jobs: int, options: dict[str, Any]) -> None:
         self.options = options
-        self.pool = InterpreterPool(
-            n_jobs,
-            thread_name_prefix="joblib",
-            initializer=_joblib_worker.prepare,
-            initargs=(_authkey(), _pickled(options["initializer"], options["initargs"])),
-            extensions=options["extensions"],
-        )
+        initializer, initargs = options["initializer"], options["initargs"]
+        try:
+            self.pool = InterpreterPool(
+                n_jobs,
+                thread_name_prefix="joblib",
+                initializer=_joblib_worker.prepare,
+                initargs=(_joblib_worker.AuthKey(_authkey()), initializer, initargs),
+                extensions=options["extensions"],
+            )
+        except NotSendableError as exc:
+            from subinterp import _pickling
+
+            why = Exception(str(exc))
+            raise _pickling.explain_call(
+                initializer, initargs, {}, why, "initializer", "initargs"
+            ) from None
         self.n_jobs = n_jobs
         # Seconds to wait for another call; None: somebody has it.
         self.idle: float | None = None
@@ -127,16 +136,14 @@ class _Crew:
     def suits(self, n_jobs: int, options: dict[str, Any]) -> bool:
         """Return whether it does for another call; it has as many workers then."""
         try:
-            if self.pool._forked or not bool(self.options == options):
+            if self.options != options:
                 return False
             if n_jobs != self.n_jobs:
                 self.pool.resize(n_jobs)
                 self.n_jobs = n_jobs
             return not self.pool._broken and not self.pool._is_closing
-        except (RuntimeError, BrokenInterpreterPool):
-            return False  # broken or closed in this moment
         except Exception:
-            return False  # the initializer's arguments cannot be compared
+            return False  # broken or closed in this moment, or arguments that cannot be compared
 
     def rest(self, idle: float) -> None:
         """Wait for another call, for so many seconds."""
@@ -239,8 +246,7 @@ def _take(n_jobs: int, options: dict[str, Any]) -> _Crew:
     if crew is not None:
         if crew.suits(n_jobs, options):
             return crew
-        if not crew.pool._forked:
-            crew.end()
+        crew.end()
     crew = _Crew(n_jobs, options)
     _prepare()
     return crew
@@ -248,6 +254,8 @@ def _take(n_jobs: int, options: dict[str, Any]) -> _Crew:
 
 def _give_back(crew: _Crew, idle: float) -> None:
     global _kept
+    if crew.pool._forked:
+        return  # it is the parent's
     with _lock:
         other, _kept = _kept, crew
     crew.rest(idle)
@@ -259,23 +267,6 @@ def _authkey() -> bytes:
     from multiprocessing.process import current_process
 
     return bytes(current_process().authkey)
-
-
-def _pickled(initializer: Any, initargs: tuple[Any, ...]) -> bytes | None:
-    """Pickle an initializer, so that the worker can do something before it unpickles it."""
-    if initializer is None:
-        return None
-    import cloudpickle
-
-    try:
-        pickled: bytes = cloudpickle.dumps((initializer, initargs))
-    except Exception as exc:
-        from subinterp import _pickling
-
-        raise _pickling.explain_call(
-            initializer, initargs, {}, exc, "initializer", "initargs"
-        ) from exc
-    return pickled
 
 
 class _Workers:
@@ -312,13 +303,14 @@ class _Workers:
         try:
             callback(future)
         except BaseException:
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self.crew.thread)))
 
     def abort(self) -> None:
         """Cancel what waits, interrupt what runs; does not wait for its end."""
         self.aborted = True
-        for future in list(self.crew.running):
-            future.interrupt()
+        if not self.crew.pool._forked:
+            for future in list(self.crew.running):
+                future.interrupt()
 
 
 def _about_the_task(batch: Any, exc: Exception) -> Exception:
@@ -637,8 +629,9 @@ class _Settings:
             "initializer": initializer,
             "initargs": tuple(given.pop("initargs", ())),
             "extensions": given.pop("extensions", "auto"),
-            # Workers have that of their start.
+            # Workers have what was in force at their start.
             "path": list(sys.path),
+            "streams": [getattr(sys, n) is getattr(sys, f"__{n}__") for n in ("stdout", "stderr")],
         }
         self.max_nbytes = given.pop("max_nbytes", None)
         self.mode = given.pop("mmap_mode", "r")
