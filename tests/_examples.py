@@ -71,7 +71,7 @@ def run(folder, *command, **options):
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        env={**os.environ, "PYTHONSAFEPATH": "1", "TMPDIR": str(folder)},
         **options,
     )
 

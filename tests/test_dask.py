@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster
 import _daskwork as work
 import subinterp
 from _support import HERE, run_script, script_env, wait_until
-from subinterp.integrations.dask import SubinterpPlugin
+from subinterp.integrations.dask import _SAFE_FRAMES, SubinterpPlugin, UnsafeFramesError
 
 pytestmark = [
     pytest.mark.integrations,
@@ -36,7 +36,9 @@ LONG = 60  # seconds
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     """A client of two processes, with two interpreters each."""
+    folder = str(tmp_path_factory.mktemp("dask"))
     with (
+        dask.config.set({"temporary-directory": folder}),
         dask.config.set({"distributed.comm.timeouts.connect": LONG}),
         LocalCluster(
             n_workers=2,
@@ -44,7 +46,7 @@ def client(tmp_path_factory):
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-            local_directory=str(tmp_path_factory.mktemp("dask")),
+            local_directory=folder,
             resources={"unit": 1},
             silence_logs=50,
         ) as cluster,
@@ -436,6 +438,21 @@ def test_metrics_of_tasks(client):
     assert found["thread-cpu"] > 0
 
 
+def test_frames_of_other_interpreters_are_left_alone(client):
+    """Distributed's own sampling of frames is over where it would corrupt memory."""
+
+    def look():
+        return len(sys._current_frames())
+
+    if sys.version_info[:3] >= _SAFE_FRAMES[sys.version_info.minor]:
+        assert all(n > 0 for n in client.run(look).values())
+    else:
+        with pytest.raises(UnsafeFramesError, match=r"switched off in this Dask worker; use 3\.13"):
+            client.run(look)
+        left = client.run(lambda dask_worker: "profile" in dask_worker.periodic_callbacks)
+        assert set(left.values()) == {False}
+
+
 def test_log_records_reach_the_dask_worker(client):
     def listen(dask_worker):
         import logging
@@ -480,14 +497,22 @@ def test_executor_of_that_name():
         SubinterpPlugin().setup(worker)
 
 
-def test_in_a_subinterpreter(pool1):
-    def setup():
-        from subinterp.integrations.dask import SubinterpPlugin
+def test_in_a_subinterpreter():
+    """In a process of its own: that of the tests has a scheduler, which samples frames."""
+    done = run_script(
+        """
+        from subinterp import InterpreterPool
 
-        SubinterpPlugin().setup(None)
+        def setup():
+            from subinterp.integrations.dask import SubinterpPlugin
 
-    with pytest.raises(RuntimeError, match="not in the main interpreter"):
-        pool1.submit(setup).result(LONG)
+            SubinterpPlugin().setup(None)
+
+        with InterpreterPool(1) as pool:
+            print(repr(pool.submit(setup).exception()))
+        """
+    ).check()
+    assert done.stdout.startswith("RuntimeError('this Dask worker is not in the main interpreter")
 
 
 @pytest.mark.parametrize(
@@ -521,7 +546,7 @@ def dask_command(stack, *args, log):
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=script_env({"DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD": "100MB"}),
+        env=script_env({"DASK_TEMPORARY_DIRECTORY": str(Path(log.name).parent)}),
         cwd=HERE,
         start_new_session=True,  # a nanny's processes go with it
     )

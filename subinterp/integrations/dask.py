@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -387,6 +388,39 @@ def _traceback(frames: list[Frame]) -> Any:
     return None if made is None else tblib.Traceback.from_dict(made).as_traceback()
 
 
+# ---- frames of other interpreters --------------------------------------------------------
+
+# The oldest versions of CPython that are known to leave other interpreters alone there.
+# Earlier ones (3.13.0, 3.14.7) make frame objects for threads of all interpreters, which run
+# meanwhile. Distributed samples its threads so, and that ended Dask workers with SIGABRT.
+_SAFE_FRAMES = {13: (3, 13, 18), 14: (3, 14, 10), 15: (3, 15, 2)}
+
+
+class UnsafeFramesError(KeyError):
+    """`sys._current_frames` would corrupt memory; a KeyError ends distributed's sampling."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _no_frames() -> dict[int, Any]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    safe = ", ".join(".".join(map(str, v)) for v in _SAFE_FRAMES.values())
+    raise UnsafeFramesError(
+        f"sys._current_frames() of CPython {version} corrupts memory while tasks run in "
+        f"interpreters, and is switched off in this Dask worker; use {safe} or newer"
+    )
+
+
+def _switch_profiles_off(worker: Any) -> None:
+    """Keep distributed from looking at frames, where CPython cannot do that safely."""
+    if sys.version_info[:3] >= _SAFE_FRAMES.get(sys.version_info.minor, (3, 15)):
+        return
+    if "profile" in worker.periodic_callbacks:
+        worker.periodic_callbacks.pop("profile").stop()
+    vars(sys)["_current_frames"] = _no_frames
+
+
 # ---- the Dask worker's plugin ------------------------------------------------------------
 
 
@@ -468,6 +502,8 @@ class SubinterpPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed is not
                 executor_wait=False,
                 reason="subinterp-broken",
             )
+
+        _switch_profiles_off(worker)
 
         def in_thread(task: GraphNode, data: dict[Any, Any], delay: float) -> Future[Any]:
             # As `Worker.execute` does it.
