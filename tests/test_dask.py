@@ -33,6 +33,15 @@ pytestmark = [
 LONG = 60  # seconds
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    """Nannies change the environment of their own process as well, such as OMP_NUM_THREADS."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     """A client of two processes, with two interpreters each."""

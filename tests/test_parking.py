@@ -56,6 +56,15 @@ def one_pool(fn, *args, **options):
 # Reuse -----------------------------------------------------------------------------------
 
 
+def test_it_does_not_keep_what_the_initializer_got():
+    recv, send = subinterp.create_channel()
+    one_pool(hold_copies, initializer=len, initargs=((send,),))
+    send.close()
+    assert len(parked_interpreters()) == 1
+    with pytest.raises(subinterp.ChannelClosed):
+        recv.recv(timeout=60)
+
+
 def test_the_next_pool_takes_it():
     first = one_pool(hold_copies)
     assert list(parked_interpreters()) == [first]

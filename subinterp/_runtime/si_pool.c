@@ -1011,9 +1011,16 @@ static void worker_gone(si_pool *p, si_worker *w, bool replace)
     after_unlock a = {0};
     if (replace)
         choose(p, &a);
+    /* Parked interpreters keep the pool for their streams, and with it what the message
+     * holds, such as ends of channels. */
+    si_msg spent;
+    si_msg_init(&spent);
+    if (p->closing && p->n_workers == 0 && p->n_left == 0 && !p->head)
+        si_msg_move(&spent, &p->initializer);
     si_unlock(&p->mu);
     si_futex_wake(&p->alive, INT32_MAX);
     carry_out(p, &a);
+    si_msg_clear(&spent);
     while (inbox) {
         si_task *t = (si_task *)inbox;
         inbox = inbox->next;

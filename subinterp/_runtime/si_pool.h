@@ -160,7 +160,8 @@ struct si_pool {
     char name[48];              /* prefix of the threads' names */
     char *key;                  /* creation options of its interpreters; owned */
     si_msg boot;                /* what a worker's interpreter is set up with */
-    si_msg initializer;         /* (function, args), or SI_FMT_NONE */
+    si_msg initializer;         /* (function, args), or SI_FMT_NONE; given up with the last
+                                   worker of a closed pool, which nobody can follow */
 
     /* the queue, on a line of its own */
     _Alignas(64) si_mutex mu;   /* guards what follows, up to `spinning` */
