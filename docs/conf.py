@@ -1,8 +1,6 @@
 """How Sphinx makes the pages: `make docs`."""
 
-import re
 from importlib import import_module
-from pathlib import Path
 
 import subinterp
 
@@ -41,16 +39,3 @@ html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
-
-
-def list_further_pages(app, name, content):
-    """Put pages of this folder that the index does not name among the how-to pages."""
-    if name == "index":
-        pages = {path.stem for path in Path(app.srcdir).glob("*.md")} - {"index"}
-        further = sorted(pages - set(re.findall(r"^\w+$", content[0], flags=re.MULTILINE)))
-        content[0] = content[0].replace("% further pages", "\n".join(further))
-
-
-def setup(app):
-    """Change what Sphinx does."""
-    app.connect("source-read", list_further_pages)
