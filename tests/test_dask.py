@@ -1,6 +1,7 @@
 """Dask workers whose tasks run in interpreters: on a local cluster, and as commands."""
 
 import contextlib
+import copyreg
 import itertools
 import json
 import os
@@ -13,16 +14,21 @@ from pathlib import Path
 
 import pytest
 
+# It has all exceptions of its process pickled by functions of tblib's. Not in other tests.
+_reducers = dict(copyreg.dispatch_table)
 pytest.importorskip("distributed")
+_its_reducers = {k: v for k, v in copyreg.dispatch_table.items() if k not in _reducers}
+for _type in _its_reducers:
+    del copyreg.dispatch_table[_type]
 
-import dask
-import distributed
-from distributed import Client, LocalCluster
+import dask  # noqa: E402
+import distributed  # noqa: E402
+from distributed import Client, LocalCluster  # noqa: E402
 
-import _daskwork as work
-import subinterp
-from _support import HERE, run_script, script_env, wait_until
-from subinterp.integrations.dask import _SAFE_FRAMES, SubinterpPlugin, UnsafeFramesError
+import _daskwork as work  # noqa: E402
+import subinterp  # noqa: E402
+from _support import HERE, run_script, script_env, wait_until  # noqa: E402
+from subinterp.integrations.dask import _SAFE_FRAMES, SubinterpPlugin, UnsafeFramesError  # noqa: E402
 
 pytestmark = [
     pytest.mark.integrations,
@@ -35,11 +41,13 @@ LONG = 60  # seconds
 
 @pytest.fixture(scope="module", autouse=True)
 def _environment():
-    """Nannies change the environment of their own process as well, such as OMP_NUM_THREADS."""
-    before = dict(os.environ)
+    """What distributed changes in its process; nannies set variables such as OMP_NUM_THREADS."""
+    before = dict(os.environ), dict(copyreg.dispatch_table)
+    copyreg.dispatch_table.update(_its_reducers)
     yield
-    os.environ.clear()
-    os.environ.update(before)
+    for changed, as_before in zip((os.environ, copyreg.dispatch_table), before, strict=True):
+        changed.clear()
+        changed.update(as_before)
 
 
 @pytest.fixture(scope="module")

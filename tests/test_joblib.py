@@ -42,7 +42,11 @@ from joblib import Parallel, delayed  # noqa: E402
 
 from subinterp.integrations import joblib as ours  # noqa: E402
 
-pytestmark = pytest.mark.integrations
+pytestmark = [
+    pytest.mark.integrations,
+    # Those of OpenBLAS, and of packages for data frames, come when they are used first.
+    pytest.mark.leaks("threads"),
+]
 
 ours.register()
 
@@ -538,18 +542,18 @@ def test_parameters_of_the_configuration():
         backend="subinterp", n_jobs=2, initializer=initialize, initargs=(3,), extensions="auto"
     ):
         assert Parallel()([delayed(initialized_with)()])[0][1] == [(3,)]
-    with pytest.raises(TypeError, match="no parameter timeout: use idle_worker_timeout"):
-        joblib.parallel_config(backend="subinterp", timeout=1)
-        parallel_with_config = Parallel(n_jobs=2)
-        parallel_with_config([delayed(abs)(-1)])
-    joblib.parallel_config(backend="loky").unregister()
+    with (
+        joblib.parallel_config(backend="subinterp", timeout=1),
+        pytest.raises(TypeError, match="no parameter timeout: use idle_worker_timeout"),
+    ):
+        Parallel(n_jobs=2)([delayed(abs)(-1)])
 
 
 # ---- nested calls -----------------------------------------------------------------------
 
 
 # Pools of threads keep pipes until their interpreter collects them.
-@pytest.mark.leaks("files")
+@pytest.mark.leaks("threads", "files")
 def test_nested_tasks_run_in_threads():
     ((kind, threads, caught),) = parallel()([delayed(nested)(None)])
     assert kind == "ThreadingBackend"
@@ -591,7 +595,6 @@ assert joblib.__file__.startswith(sys.path[0])
 # ---- threads of libraries ---------------------------------------------------------------
 
 
-@pytest.mark.leaks("threads")  # OpenBLAS keeps those it was once allowed
 def test_threads_of_blas_are_limited(monkeypatch):
     threadpoolctl = pytest.importorskip("threadpoolctl")
 
