@@ -41,13 +41,13 @@ LONG = 60  # seconds
 
 @pytest.fixture(scope="module", autouse=True)
 def _environment():
-    """What distributed changes in its process; nannies set variables such as OMP_NUM_THREADS."""
-    before = dict(os.environ), dict(copyreg.dispatch_table)
+    """Leave the process as it was: nannies set variables such as OMP_NUM_THREADS in it."""
+    before = dict(copyreg.dispatch_table)
     copyreg.dispatch_table.update(_its_reducers)
-    yield
-    for changed, as_before in zip((os.environ, copyreg.dispatch_table), before, strict=True):
-        changed.clear()
-        changed.update(as_before)
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+        yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
 
 
 @pytest.fixture(scope="module")
