@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import random
@@ -597,6 +598,10 @@ def test_interruptions_of_imports():
             wait_until(future.running)
             time.sleep(rng.random() * 0.03)
             assert future.interrupt()
+            # One in some thousands is cleared by C code that calls Python code while it imports.
+            # Whoever sees that the task goes on asks once more.
+            if not concurrent.futures.wait([future], 10).done:
+                assert future.interrupt()
             assert type(future.exception(LONG)) is TaskInterrupted
             # It can be loaded afterwards.
             assert pool.submit(work.use_core).result(LONG) is True
