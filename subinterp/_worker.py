@@ -224,8 +224,14 @@ def enter(index: int) -> None:
     """Be one more worker's thread in this interpreter."""
     import threading
 
-    _indices[_thread.get_ident()] = index
+    me = _thread.get_ident()
+    _indices[me] = index
     thread: Any = threading.current_thread()
+    # It takes the thread off the list when this one ends, which we do ourselves; on 3.13.0 with
+    # an error if the interpreter has ended before.
+    local: Any = threading._thread_local_info  # type: ignore[attr-defined]
+    vars(local).pop("_track_dummy_thread_ref", None)
+    threading._active[me] = thread  # type: ignore[attr-defined]
     thread._name = worker_name()
     thread._daemonic = False  # what it starts is not, either
 

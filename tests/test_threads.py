@@ -493,3 +493,17 @@ def test_daemon_threads_are_not_allowed():
         with pytest.raises(RuntimeError, match="daemon threads"):
             pool.submit(work.start_thread, True).result(LONG)
         assert pool.submit(work.start_thread, False).result(LONG) is False
+
+
+def test_the_end_says_nothing():
+    """On 3.13.0 the module `threading` complained about threads that outlived it."""
+    for _ in range(3):
+        run_script(
+            """
+            import time
+            import subinterp
+
+            with subinterp.InterpreterPool(2, threads_per_interpreter=8) as pool:
+                list(pool.map(time.sleep, [0.05] * 16, chunksize=1))
+            """
+        ).clean()
