@@ -503,7 +503,10 @@ def test_the_end_says_nothing():
             import time
             import subinterp
 
+            def wait(n):
+                time.sleep(0.05)
+
             with subinterp.InterpreterPool(2, threads_per_interpreter=8) as pool:
-                list(pool.map(time.sleep, [0.05] * 16, chunksize=1))
+                list(pool.map(wait, range(16)))
             """
         ).clean()
