@@ -184,6 +184,17 @@ def wait_until(condition, timeout=30.0, what="the condition"):
         time.sleep(0.005)
 
 
+@contextlib.contextmanager
+def fresh_interpreter(module):
+    """An interpreter of `subinterp.interpreters` or `subinterp.pep554`; the test may close it."""
+    interp = module.create()
+    yield interp
+    try:
+        interp.close()
+    except module.InterpreterNotFoundError:
+        pass
+
+
 # Under load ------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import _work
 import subinterp
-from _support import interpreter_ids, run_script, wait_until
+from _support import fresh_interpreter, interpreter_ids, run_script, wait_until
 from _work import Gate, Point, add, capture, identity, interpreter_id
 from subinterp import SharedBuffer, create_channel, interpreters
 
@@ -22,12 +22,8 @@ LONG = 60
 
 @pytest.fixture
 def interp():
-    interp = interpreters.create()
-    yield interp
-    try:
-        interp.close()
-    except interpreters.InterpreterNotFoundError:
-        pass  # the test closed it
+    with fresh_interpreter(interpreters) as interp:
+        yield interp
 
 
 # The module ---------------------------------------------------------------------------

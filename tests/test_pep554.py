@@ -9,7 +9,7 @@ import traceback
 
 import pytest
 
-from _support import run_script, wait_until
+from _support import fresh_interpreter, run_script, wait_until
 from subinterp import SharedBuffer, interpreters, pep554
 
 LONG = 60
@@ -17,12 +17,8 @@ LONG = 60
 
 @pytest.fixture
 def interp():
-    interp = pep554.create()
-    yield interp
-    try:
-        interp.close()
-    except pep554.InterpreterNotFoundError:
-        pass  # the test closed it
+    with fresh_interpreter(pep554) as interp:
+        yield interp
 
 
 @pytest.fixture

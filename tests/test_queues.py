@@ -12,7 +12,7 @@ import time
 import pytest
 
 import subinterp
-from _support import live_objects, run_script, wait_until
+from _support import fresh_interpreter, live_objects, run_script, wait_until
 from _work import identity
 from subinterp import SharedBuffer, interpreters
 from subinterp.interpreters import (
@@ -33,12 +33,8 @@ LONG = 60
 
 @pytest.fixture
 def interp():
-    interp = interpreters.create()
-    yield interp
-    try:
-        interp.close()
-    except interpreters.InterpreterNotFoundError:
-        pass  # the test closed it
+    with fresh_interpreter(interpreters) as interp:
+        yield interp
 
 
 def echo_until_none(there, back):
