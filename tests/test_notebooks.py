@@ -10,7 +10,7 @@ import pytest
 
 from _support import run_script, wait_until
 from _work import fail, sleep_return, square
-from subinterp import InterpreterPool, _html
+from subinterp import InterpreterPool, TaskInterrupted, _html
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
@@ -120,12 +120,19 @@ def test_html_of_many_workers_is_short():
 
 
 def test_html_while_every_lock_of_the_workers_is_held(pool):
+    pool.broadcast(nothing)  # they import this module
     busy = [pool.submit(hold_on) for _ in range(2)]
     wait_until(lambda: [w.state for w in pool.stats().workers] == ["running"] * 2)
     for _ in range(20):
         assert "running" in pool._repr_html_()
     for future in busy:
         future.interrupt()
+    for future in busy:
+        assert isinstance(future.exception(60), TaskInterrupted)
+
+
+def nothing():
+    pass
 
 
 def hold_on():
