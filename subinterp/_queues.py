@@ -107,6 +107,15 @@ def resolve_lost(item: _core.LostItem) -> UnboundPolicy:
     return UNBOUND
 
 
+def checked_id(id: object, what: str) -> int:
+    """Validate the number of an interpreter, queue or channel."""
+    if not isinstance(id, int):
+        raise TypeError(f"id must be an int, got {id!r}")
+    if id < 0:
+        raise ValueError(f"the id of {what} must not be negative, got {int(id)}")
+    return int(id)
+
+
 def checked_timeout(timeout: float | None) -> float | None:
     """Validate a timeout as the standard's queues do: a negative one is an error."""
     _core.check_timeout(timeout)
@@ -151,11 +160,7 @@ class Queue(Shareable):
     __slots__ = ("__weakref__", "_id", "_maxsize", "_recv", "_send", "_unbound")
 
     def __new__(cls, id: int, /) -> Queue:
-        if not isinstance(id, int):
-            raise TypeError(f"id must be an int, got {id!r}")
-        id = int(id)
-        if id < 0:
-            raise ValueError(f"the id of a queue must not be negative, got {id}")
+        id = checked_id(id, "a queue")
         with _lock:
             known = _known.get(id)
             if known is not None and known._recv._usable:

@@ -200,7 +200,25 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-class TopServer:
+class _Closed:
+    """Closed at the end of a `with` block."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class TopServer(_Closed):
     """Answers `python -m subinterp top` and `info`. Made by `serve_top`.
 
     Attributes
@@ -227,17 +245,6 @@ class TopServer:
         self._inode = os.lstat(path).st_ino
         threading.Thread(target=self._serve, name="subinterp-top", daemon=True).start()
         atexit.register(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<TopServer at {self.path!r}{', closed' * self._closed}>"
@@ -402,7 +409,7 @@ def number(text: str | None) -> int | None:
     return int(text)
 
 
-class Client:
+class Client(_Closed):
     """A connection to a process that called `serve_top`.
 
     Raises
@@ -441,17 +448,6 @@ class Client:
             raise type(exc)(f"nobody answers at {path}: {exc.strerror or exc}") from None
         if _peer(self._socket)[1] not in (os.getuid(), 0):
             raise PermissionError(f"{path} is served by another user")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection."""

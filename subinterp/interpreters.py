@@ -21,6 +21,7 @@ from subinterp._queues import (
     QueueFull,
     QueueNotFoundError,
     Shareable,
+    checked_id,
 )
 from subinterp._queues import create as create_queue
 from subinterp.errors import (
@@ -271,11 +272,7 @@ class Interpreter:
     _decref: Callable[[int], None] | None  # gives up what keeps a standard one
 
     def __new__(cls, id: int, /) -> Interpreter:  # noqa: D102
-        if not isinstance(id, int):
-            raise TypeError(f"id must be an int, got {id!r}")
-        id = int(id)
-        if id < 0:
-            raise ValueError(f"the id of an interpreter must not be negative, got {id}")
+        id = checked_id(id, "an interpreter")
         with _lock:
             known = _known.get(id)
             if known is not None and known._pool is not None and not known._is_closed():

@@ -16,6 +16,7 @@ from subinterp._queues import (
     UNBOUND_REMOVE,
     Shareable,
     UnboundPolicy,
+    checked_id,
     checked_timeout,
     flag_of,
     policy_of,
@@ -339,11 +340,7 @@ class _End(Shareable):
     __slots__ = ("__weakref__", "_end", "_id")
 
     def __init__(self, id: int) -> None:
-        if not isinstance(id, int):
-            raise TypeError(f"id must be an int, got {id!r}")
-        if id < 0:
-            raise ValueError(f"the id of a channel must not be negative, got {id}")
-        self._id = int(id)
+        self._id = checked_id(id, "a channel")
         self._end = None
         if self._id < 1 << 63:
             self._end = _core.attach_channel(self._id, _core.CHANNEL_554, self._side)

@@ -80,6 +80,7 @@ class Fuzz:
         self.lock = threading.Lock()
         self.interps = []
         self.queues = [interpreters.create_queue(n) for n in (0, 0, 1, 4)]
+        self.retired = []  # queues that others may still be putting into
         self.channels = [pep554.create_channel() for _ in range(3)]
         self.next_token = 0
         self.sent = set()
@@ -237,16 +238,18 @@ class Fuzz:
             spot = rng.randrange(len(self.queues))
             old = self.queues[spot]
             self.queues[spot] = interpreters.create_queue(rng.choice((0, 1, 5)))
+        self.drain(old)
+        with self.lock:
+            self.retired.append(old)
+
+    def drain(self, queue):
         while True:
             try:
-                self.take(old.get_nowait())
+                self.take(queue.get_nowait())
             except interpreters.ItemInterpreterDestroyed:
                 continue
             except interpreters.QueueEmpty:
                 break
-        # Others may still be putting into it.
-        with self.lock:
-            self.retired = [*getattr(self, "retired", ()), old]
 
     def send(self, rng):
         _, send = rng.choice(self.channels)
@@ -307,14 +310,8 @@ class Fuzz:
                 self.done[name] = self.done.get(name, 0) + 1
 
     def finish(self):
-        for queue in [*self.queues, *getattr(self, "retired", ())]:
-            while True:
-                try:
-                    self.take(queue.get_nowait())
-                except interpreters.ItemInterpreterDestroyed:
-                    continue
-                except interpreters.QueueEmpty:
-                    break
+        for queue in (*self.queues, *self.retired):
+            self.drain(queue)
         if sorted(self.received) != sorted(self.sent):
             lost = self.sent - set(self.received)
             self.failures.append(

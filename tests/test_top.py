@@ -504,11 +504,18 @@ print(repr(sys.stdin.read()))
 """
 
 
-def test_the_view_in_a_terminal(tmp_path):
+@contextlib.contextmanager
+def view_of_a_program(tmp_path):
+    """The terminal in which `top` runs WAITS, and the file that the program waits for."""
     script = tmp_path / "script.py"
     script.write_text(WAITS)
     end = tmp_path / "end"
     with terminal("top", "-d", "0.1", "--", str(script), str(end), cwd=tmp_path) as it:
+        yield it, end
+
+
+def test_the_view_in_a_terminal(tmp_path):
+    with view_of_a_program(tmp_path) as (it, end):
         it.read_until(r"shown-0 .*first line")
         assert it.text.index(ENTER) < it.text.index("shown-0")
         # The program's own commands to the terminal are not obeyed.
@@ -523,10 +530,7 @@ def test_the_view_in_a_terminal(tmp_path):
 
 
 def test_leaving_the_view_lets_the_program_run(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(WAITS)
-    end = tmp_path / "end"
-    with terminal("top", "-d", "0.1", "--", str(script), str(end), cwd=tmp_path) as it:
+    with view_of_a_program(tmp_path) as (it, end):
         it.read_until(r"shown-0")
         it.press(b"q")
         it.read_until(re.escape(LEAVE) + r".*first line")
@@ -536,10 +540,7 @@ def test_leaving_the_view_lets_the_program_run(tmp_path):
 
 
 def test_ctrl_c_ends_the_program(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(WAITS)
-    end = tmp_path / "end"
-    with terminal("top", "-d", "0.1", "--", str(script), str(end), cwd=tmp_path) as it:
+    with view_of_a_program(tmp_path) as (it, _):
         it.read_until(r"shown-0")
         it.press(b"\x03")
         assert it.end() == 128 + signal.SIGINT, it.text
